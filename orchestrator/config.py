@@ -1,0 +1,253 @@
+"""The shape of a composed config: one schema for Hydra and for the code that runs it.
+
+Hydra checks names and types while composing. `parse` checks what a type cannot say, and fails with
+`ConfigError` before anything is deployed. Workload files may hold further values of their own (payload,
+model size): these exist to be overridden and interpolated into `application` and `client`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator.errors import ConfigError
+
+
+class ClusterKind(Enum):
+    local = "local"
+
+
+class Redeploy(Enum):
+    per_repeat = "per_repeat"
+    never = "never"
+
+
+class LoadMode(Enum):
+    closed = "closed"
+
+
+@dataclass
+class ClusterConfig:
+    name: str = MISSING
+    kind: ClusterKind = MISSING
+    num_cpus: int = MISSING
+    num_gpus: int = 0
+    gpus_per_model_replica: float = 0
+    http_port: int | None = None
+    client_processes: int = MISSING
+    redeploy: Redeploy = Redeploy.per_repeat
+    max_live_services: int = 1
+    startup_timeout_s: float = 300
+    env: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ProfileConfig:
+    name: str = MISSING
+    env: dict[str, Any] = field(default_factory=dict)
+    app: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SweepConfig:
+    name: str = MISSING
+    load: LoadMode = LoadMode.closed
+    concurrency: Any = MISSING  # an int or a list: `=[1,8]` and `=1,8 -m` both mean two levels
+    repeats: int = MISSING
+    ramp_up_s: float = MISSING
+    warmup_s: float = MISSING
+    duration_s: float = MISSING
+    drain_s: float = MISSING
+    cooldown_s: float = MISSING
+
+
+@dataclass
+class SloConfig:
+    latency_p99_ms: float | None = None
+    ttft_p99_ms: float | None = None
+    tpot_p99_ms: float | None = None
+
+
+@dataclass
+class ValidityConfig:
+    max_error_ratio: float = MISSING
+    max_window_shortfall_ratio: float = MISSING
+    max_drift_ratio: float = MISSING
+    min_in_flight_ratio: float = MISSING
+    max_client_cpu_ratio: float = MISSING
+    max_client_lag_ratio: float = MISSING
+
+
+@dataclass
+class ClientConfig:
+    locustfile: str
+    options: dict[str, Any]
+
+
+@dataclass
+class WorkloadConfig:
+    """What every workload has; read from the resolved `workload` node by `parse`."""
+
+    name: str
+    application: dict[str, Any]  # a Ray Serve application config; `deployments` maps name -> settings
+    client: ClientConfig
+    slo: dict[str, Any]
+    ready_path: str
+    env: dict[str, Any]
+    extra: str | None
+
+
+@dataclass
+class Config:
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    workload: Any = MISSING  # a WorkloadConfig once parsed
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    slo: SloConfig = field(default_factory=SloConfig)
+    validity: ValidityConfig = field(default_factory=ValidityConfig)
+    outputs: str = "outputs"
+    seed: int | None = None
+    dry_run: bool = False
+    resume: str | None = None
+
+
+def register() -> None:
+    """Make the schema known to Hydra as the defaults-list entry `schema`."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def parse(composed: DictConfig) -> Config:
+    """Resolve and check one composed config.
+
+    Raises ConfigError naming the key, what was found and what would work.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(config, Config)
+    config.workload = _workload(config.workload)
+    config.sweep.concurrency = _concurrency(config.sweep.concurrency)
+    for where in ("cluster", "workload", "profile"):
+        _check_env(f"{where}.env", getattr(config, where).env)
+    _check_ranges(config)
+    return config
+
+
+def _workload(node: Any) -> WorkloadConfig:
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"workload must be a mapping, found {node!r}")
+    names = [each.name for each in fields(WorkloadConfig)]
+    missing = [name for name in names if name not in node]
+    if missing:
+        raise ConfigError(f"workload lacks {', '.join(missing)}; it has {', '.join(node)}")
+    known = {name: node[name] for name in names}
+    try:
+        known["client"] = ClientConfig(**node["client"])
+    except TypeError as error:
+        raise ConfigError(f"workload.client needs locustfile and options, found {node['client']!r}") from error
+    return WorkloadConfig(**known)
+
+
+def _concurrency(value: Any) -> list[int]:
+    levels = value if isinstance(value, list) else [value]
+    if not levels:
+        raise ConfigError("sweep.concurrency is empty: give at least one level, e.g. sweep.concurrency='[1,8]'")
+    for level in levels:
+        if not isinstance(level, int) or isinstance(level, bool) or level < 1:
+            raise ConfigError(
+                f"sweep.concurrency must be positive whole numbers, found {level!r} in {value!r}; "
+                "e.g. sweep.concurrency='[1,8]'"
+            )
+    if len(set(levels)) != len(levels):
+        raise ConfigError(f"sweep.concurrency names a level twice: {levels}; repeats are sweep.repeats")
+    return levels
+
+
+def _check_env(where: str, env: Mapping[str, Any]) -> None:
+    """Environment values are strings: YAML makes `on` True and `1` an int, and Ray compares with "1"."""
+    for name, value in env.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ConfigError(f"{where}: {name!r} is not a name of an environment variable")
+        if not isinstance(value, str):
+            text = {True: "1", False: "0"}.get(value, value) if isinstance(value, bool) else value
+            found = f"a {type(value).__name__} ({value})"
+            raise ConfigError(
+                f"{where}.{name} must be a quoted string, found {found}. "
+                f'In a file: {name}: "{text}"   On the command line: \'{where}.{name}="{text}"\''
+            )
+
+
+def _check_ranges(config: Config) -> None:
+    sweep, cluster = config.sweep, config.cluster
+    positive = {
+        "sweep.repeats": sweep.repeats,
+        "sweep.duration_s": sweep.duration_s,
+        "cluster.num_cpus": cluster.num_cpus,
+        "cluster.client_processes": cluster.client_processes,
+        "cluster.max_live_services": cluster.max_live_services,
+        "cluster.startup_timeout_s": cluster.startup_timeout_s,
+    }
+    not_negative = {
+        "sweep.ramp_up_s": sweep.ramp_up_s,
+        "sweep.warmup_s": sweep.warmup_s,
+        "sweep.drain_s": sweep.drain_s,
+        "sweep.cooldown_s": sweep.cooldown_s,
+        "cluster.num_gpus": cluster.num_gpus,
+    } | {f"validity.{each.name}": getattr(config.validity, each.name) for each in fields(ValidityConfig)}
+    for key, value in positive.items():
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{key} must be above 0, found {value}")
+    for key, value in not_negative.items():
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"{key} must not be negative, found {value}")
+    if cluster.http_port is not None and not 1024 <= cluster.http_port <= 65535:
+        raise ConfigError(f"cluster.http_port must lie in 1024..65535 or be null, found {cluster.http_port}")
+    for each in fields(SloConfig):
+        value = getattr(config.slo, each.name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"slo.{each.name} must be above 0 or null, found {value}")
+    _check_replicas(config)
+
+
+def _check_replicas(config: Config) -> None:
+    """More replicas than the cluster can hold would only time out, so this is refused here."""
+    asked_cpus = asked_gpus = 0.0
+    parts = []
+    for name, settings in config.workload.application["deployments"].items():
+        replicas = settings.get("num_replicas", 1)
+        if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
+            raise ConfigError(f"{name}: num_replicas must be a positive whole number, found {replicas!r}")
+        options = settings.get("ray_actor_options") or {}
+        cpus, gpus = options.get("num_cpus", 1), options.get("num_gpus", 0)
+        asked_cpus += replicas * cpus
+        asked_gpus += replicas * gpus
+        parts.append(f"{name} {replicas} x ({cpus:g} CPU, {gpus:g} GPU)")
+    has = config.cluster
+    if asked_cpus > has.num_cpus or asked_gpus > has.num_gpus:
+        raise ConfigError(
+            f"workload {config.workload.name} asks for {asked_cpus:g} CPU and {asked_gpus:g} GPU ({', '.join(parts)}); "
+            f"cluster {has.name} hands out {has.num_cpus} CPU and {has.num_gpus} GPU (cluster.num_cpus, cluster.num_gpus)"
+        )
+
+
+def render_application(config: Config) -> dict[str, Any]:
+    """The Serve application config of one arm: the workload's, with the profile's `app` laid over it.
+
+    Same for every backend; `serve run` and `anyscale service deploy` accept it in their files.
+    """
+    merged = OmegaConf.merge(
+        {"name": config.workload.name},
+        OmegaConf.create(config.workload.application),
+        OmegaConf.create(config.profile.app),
+    )
+    application = OmegaConf.to_container(merged)
+    assert isinstance(application, dict)
+    deployments = application.pop("deployments")
+    application["deployments"] = [{"name": name, **settings} for name, settings in deployments.items()]
+    return application
