@@ -94,6 +94,7 @@ class WorkloadConfig:
     """What every workload has; read from the resolved `workload` node by `parse`."""
 
     name: str
+    num_replicas: int  # of the tier that does the work
     application: dict[str, Any]  # a Ray Serve application config; `deployments` maps name -> settings
     client: ClientConfig
     slo: dict[str, Any]

@@ -1,13 +1,38 @@
-"""Samples to one row of metrics (pure)."""
+"""What did one trial measure, and can its point be trusted?
 
+The one owner of: the columns of `samples.parquet` and `summary.*`, the keys of the JSON files, the
+percentile, the measurement window and the rules that make a point INVALID. Pure but for the few readers and
+writers below. Intervals and verdicts between arms are not here: see `analysis/stats.py`.
+
+The window is [0, `duration_s`) on the clock of `sent_at_s`. A request belongs to it if it *completes* in it,
+so a slow request is counted where its work ended and the rate of completions is not biased by requests cut
+off at the end. A request still in flight after the drain (`error == "unfinished"`) has no completion: it is a
+failure of the window if it was sent before the window's end, in the warm-up too, for it was in flight then.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+UNFINISHED = "unfinished"  # `error` of a request still in flight after `drain_s`
 
 # One row a request, warm-up included. Time 0 is the start of the measurement window.
 SAMPLES_SCHEMA = pa.schema(
     [
         ("sent_at_s", pa.float64()),  # actual send; negative = warm-up
         ("intended_at_s", pa.float64()),  # open loop only, else null
-        ("latency_ms", pa.float64()),  # to the last byte
+        ("latency_ms", pa.float64()),  # to the last byte; from the intended send in open loop
         ("ttft_ms", pa.float64()),  # streaming only, else null
         ("tpot_ms", pa.float64()),  # (latency - TTFT) / (tokens - 1); null below two tokens
         ("num_input_tokens", pa.int32()),
@@ -17,3 +42,657 @@ SAMPLES_SCHEMA = pa.schema(
         ("client_process", pa.int16()),
     ]
 )
+
+
+class Column(NamedTuple):
+    """Type and one-line meaning (with unit) of a summary column."""
+
+    dtype: pa.DataType
+    description: str
+
+
+_STR, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+# In the order of the files. Null = not measured, not applicable, or too few samples to say.
+SUMMARY_COLUMNS: dict[str, Column] = {
+    "run_id": Column(_STR, "name of the run directory"),
+    "arm": Column(_STR, "one composed config less its levels"),
+    "trial_id": Column(_STR, "level and repeat, as in c0010-r0; unique within the arm"),
+    "repeat": Column(_INT, "block of the trial, from 0"),
+    "state": Column(_STR, "planned, complete or failed; the measured columns are null unless complete"),
+    "workload": Column(_STR, "config name of what was served"),
+    "profile": Column(_STR, "config name of the set of flags"),
+    "cluster": Column(_STR, "config name of where it ran"),
+    "service_key": Column(_STR, "hash of everything that makes two services the same"),
+    "load_mode": Column(
+        _STR, "closed (clients each waiting for their reply) or open (arrivals on a schedule)"
+    ),
+    "concurrency": Column(_INT, "number of clients in closed loop, else null"),
+    "offered_rps": Column(_FLOAT, "requests/s offered in open loop, else null"),
+    "duration_s": Column(_FLOAT, "length of the measurement window, s"),
+    "num_successful": Column(_INT, "requests that completed in the window without error"),
+    "num_failed": Column(
+        _INT, "requests that failed in the window, or were sent before its end and never finished"
+    ),
+    "error_ratio": Column(
+        _FLOAT, "num_failed / (num_successful + num_failed), 0 to 1; null without requests"
+    ),
+    "throughput_rps": Column(_FLOAT, "successes per second of the window"),
+    "goodput_rps": Column(
+        _FLOAT, "successes per second that meet every per-request SLO; null without an SLO"
+    ),
+    "input_throughput_tok_per_s": Column(_FLOAT, "input tokens of successes per second"),
+    "output_throughput_tok_per_s": Column(
+        _FLOAT, "output tokens (or chunks, where the workload streams chunks) of successes per second"
+    ),
+    "latency_mean_ms": Column(_FLOAT, "mean time to the last byte of successes, ms"),
+    "latency_p50_ms": Column(_FLOAT, "median latency, ms; null below 20 samples"),
+    "latency_p90_ms": Column(_FLOAT, "90th percentile of latency, ms; null below 100 samples"),
+    "latency_p95_ms": Column(_FLOAT, "95th percentile of latency, ms; null below 200 samples"),
+    "latency_p99_ms": Column(_FLOAT, "99th percentile of latency, ms; null below 1,000 samples"),
+    "latency_p999_ms": Column(_FLOAT, "99.9th percentile of latency, ms; null below 10,000 samples"),
+    "ttft_mean_ms": Column(_FLOAT, "mean time to the first token of successes, ms"),
+    "ttft_p50_ms": Column(_FLOAT, "median TTFT, ms; null below 20 samples"),
+    "ttft_p99_ms": Column(_FLOAT, "99th percentile of TTFT, ms; null below 1,000 samples"),
+    "tpot_mean_ms": Column(_FLOAT, "mean over successes of (latency - TTFT) / (tokens - 1), ms"),
+    "tpot_p50_ms": Column(_FLOAT, "median TPOT, ms; null below 20 samples"),
+    "tpot_p99_ms": Column(_FLOAT, "99th percentile of TPOT, ms; null below 1,000 samples"),
+    "latency_resolution_ms": Column(
+        _FLOAT, "width of the client's finest latency step, ms; 0 = raw clock readings"
+    ),
+    "client_cpu_ratio": Column(_FLOAT, "CPU of the busiest client process / one core, 0 to 1"),
+    "valid": Column(_BOOL, "whether the point may enter a ratio; null unless complete"),
+    "invalid_reasons": Column(_STR, ";-joined codes of the rules that were broken; empty if none"),
+    "notes": Column(_STR, ";-joined codes of caveats; unchecked:<code> for a rule that could not be checked"),
+    "num_replicas": Column(_INT, "replicas of the served deployments"),
+    "started_at": Column(_STR, "start of the trial, ISO 8601, UTC"),
+}
+_SUMMARY_SCHEMA = pa.schema([(name, column.dtype) for name, column in SUMMARY_COLUMNS.items()])
+
+# Keys of the JSON files. Times `_at` are ISO 8601 strings in UTC unless they end in `_at_s`.
+RUN_KEYS = {
+    "schema_version": "version of everything on disk; this code writes 1",
+    "run_id": "name of the run directory",
+    "status": "running, complete, failed or interrupted",
+    "started_at": "ISO 8601, UTC",
+    "finished_at": "ISO 8601, UTC; null while running",
+    "command": "list of the overrides given on the command line",
+    "seed": "of the shuffled order of arms within a block",
+    "plan": "object: arms, services and trials, in planned order",
+    "primary_cells": "list of the cells whose verdict counts, fixed before the first service came up",
+    "provenance": "object: versions, hardware and source commits of where the orchestrator ran",
+    "errors": "list of messages of what failed outside any trial",
+    "looks": "list, one entry a look at the comparison: number of blocks then, and when",
+}
+TRIAL_KEYS = {
+    "schema_version": "as in run.json",
+    "trial_id": "level and repeat, as in c0010-r0",
+    "run_id": "name of the run directory",
+    "arm": "name of the arm",
+    "repeat": "block, from 0",
+    "level": "c0010 (closed loop) or r000250.00 (open loop)",
+    "load_mode": "closed or open",
+    "concurrency": "number of clients in closed loop, else null",
+    "offered_rps": "requests/s in open loop, else null",
+    "service_key": "hash of everything that makes two services the same",
+    "started_at": "ISO 8601, UTC",
+    "finished_at": "ISO 8601, UTC",
+    "duration_s": "length of the measurement window, s",
+    "warmup_s": "load before the window, s",
+    "ramp_up_s": "part of the warm-up in which clients start, s",
+    "drain_s": "longest wait for requests in flight at the end of the window, s",
+    "client": "object of facts about the load client, see below",
+    "server": "object of facts about the service, see below; null if the backend cannot tell",
+    "metrics": "object: the measured columns of the summary",
+    "valid": "true if no rule was broken",
+    "invalid_reasons": "list of codes, see below",
+    "invalid_details": "object, code to one sentence: figure, limit, what to do",
+    "unchecked": "list of codes of rules that could not be checked",
+    "notes": "list of codes of caveats",
+}
+CLIENT_KEYS = {
+    "window_s": "how long load was really offered within the window, s",
+    "all_clients_started_at_s": "when the last client sent its first request, s from the window's start",
+    "cpu_ratio": "CPU of the busiest client process over the window / one core, 0 to 1",
+    "lag_p50_ms": "median delay of a timer on the client's event loop, ms",
+    "latency_resolution_ms": "width of the finest latency step, ms; 0 = raw clock readings",
+}
+SERVER_KEYS = {
+    "restarted": "list of names of replicas that were replaced during the trial",
+    "failed": "list of names of actors that died during the trial",
+    "actors": "list of names of the Serve actors seen after the trial",
+}
+FAILURE_KEYS = {
+    "schema_version": "as in run.json",
+    "trial_id": "level and repeat of the trial that has no result",
+    "arm": "name of the arm",
+    "repeat": "block, from 0",
+    "stage": "service (it never came up) or trial (the measurement failed)",
+    "error": "what was asked, what was found",
+    "log": "path of the log to read, relative to the run directory; null if there is none",
+}
+EFFECTIVE_KEYS = {
+    "schema_version": "as in run.json",
+    "service_key": "hash of everything that makes two services the same",
+    "declared_env": "object: the environment that the profile and cluster declare",
+    "actors": "list of objects: name, kind, pid, env and constants, as read inside each Serve actor",
+    "flag_effects": "object: declared flag to the constants that Ray computed from it",
+    "consequences": "object: other constants that differ from those under no declared flag, from and to",
+    "warnings": "list of sentences, such as a declared flag that changes nothing in this Ray version",
+    "listener": "process that owns the HTTP port",
+    "versions": "object: package to version, read inside the cluster",
+    "hardware": "object: CPU model, num_cpus, memory in GiB and accelerators of each node",
+}
+
+INVALID_REASONS = {
+    "no_samples": "no request completed or failed in the window",
+    "no_success": "requests failed in the window and none succeeded",
+    "error_ratio": "error_ratio above max_error_ratio",
+    "window_cut_short": (
+        "the client's window_s shorter than duration_s by more than max_window_shortfall_ratio, "
+        "or nothing in flight in the last tenth of the window"
+    ),
+    "ramp_in_window": "the last client started inside the window",
+    "drift": "throughput trend over the window beyond max_drift_ratio, and its 95 % interval excludes 0",
+    "in_flight": "closed loop: time-average number in flight below min_in_flight_ratio of concurrency",
+    "replica_restart": "a replica was replaced during the trial",
+    "actor_failed": "a Serve actor died during the trial",
+    "client_cpu": "busiest client process above max_client_cpu_ratio of a core",
+    "client_lag": "median lag of the client's event loop above max_client_lag_ratio of latency_p50_ms",
+}
+
+
+# ---- Files ----
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` if the body succeeds: existence means complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_samples(samples: pa.Table, what: str) -> None:
+    """Raise `ValueError` if a row would be miscounted in silence. `what` names the table in the message."""
+    if not samples.schema.equals(SAMPLES_SCHEMA):
+        expected = {(column.name, str(column.type)) for column in SAMPLES_SCHEMA}
+        found = {(column.name, str(column.type)) for column in samples.schema}
+        raise ValueError(
+            f"{what} does not have the columns of samples: missing {sorted(expected - found)}, "
+            f"unexpected {sorted(found - expected)} (or another order or nullability)"
+        )
+    for name in ("sent_at_s", "ok"):
+        if samples[name].null_count:
+            raise ValueError(f"{what} has {samples[name].null_count} rows without {name}")
+    # Null compares as null and is skipped by `all`, so only values that are there are judged.
+    for name in ("sent_at_s", "intended_at_s", "latency_ms", "ttft_ms", "tpot_ms"):
+        if pc.all(pc.is_finite(samples[name])).as_py() is False:
+            raise ValueError(f"{what} has a {name} that is not finite; what was not measured is null")
+    latency = samples["latency_ms"]
+    if pc.all(pc.greater_equal(latency, 0.0)).as_py() is False:
+        raise ValueError(f"{what} has a negative latency_ms")
+    if latency.null_count and pc.any(pc.and_(pc.is_null(latency), samples["ok"])).as_py():
+        raise ValueError(f"{what} has a successful request without latency_ms")
+
+
+def read_samples(path: Path) -> pa.Table:
+    """All rows of a `samples.parquet`.
+
+    Raises `OSError` if it cannot be opened, `ValueError` that names `path` if it is truncated, corrupt or
+    not samples.
+    """
+    try:
+        # Not pq.read_table: it takes an `=` in an arm's name for a Hive partition and adds a column.
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            samples = file.read()
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is not a readable Parquet file (truncated or corrupt): {error}") from error
+    _check_samples(samples, str(path))
+    return samples
+
+
+def write_samples(path: Path, samples: pa.Table) -> None:
+    """Write atomically. Raises `ValueError` if `samples` is not of `SAMPLES_SCHEMA`."""
+    _check_samples(samples, f"table for {path}")
+    with _replacing(path) as temporary:
+        pq.write_table(samples, temporary, write_page_checksum=True)
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write atomically. Raises `ValueError` for NaN and infinity, which are not JSON: use None."""
+    text = json.dumps(obj, indent=2, allow_nan=False) + "\n"
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Raises `FileNotFoundError`, or `ValueError` that names `path` if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+# ---- Samples to metrics ----
+
+
+def percentiles(values: np.ndarray, ps: Sequence[float]) -> list[float | None]:
+    """Percentiles of raw values for fractions `ps` in (0, 1), by numpy's linear interpolation, in one pass.
+
+    None unless at least 10 values are expected above it, n(1-p) >= 10: p50 needs 20, p99 1,000, p99.9 10,000.
+    """
+    assert all(0 < p < 1 for p in ps), f"fractions, not per cent: {ps}"
+    # Rounded, for 100 * (1 - 0.9) is 9.999999999999998.
+    known = [p for p in ps if round(len(values) * (1 - p), 6) >= 10]
+    found = dict(zip(known, np.quantile(values, known).tolist(), strict=True)) if known else {}
+    return [found.get(p) for p in ps]
+
+
+def percentile(values: np.ndarray, p: float) -> float | None:
+    """One of `percentiles`: `p` is a fraction, 0.99 for p99; None with too few values."""
+    return percentiles(values, [p])[0]
+
+
+def _floats(samples: pa.Table, name: str) -> np.ndarray:
+    """A column as float64, null as NaN. May share memory with the table: do not write to it."""
+    return samples[name].to_numpy()
+
+
+def _unfinished(samples: pa.Table) -> np.ndarray | None:
+    """Mask of the requests still in flight after the drain; None if there are none (usual, and cheap)."""
+    if samples["error"].null_count == len(samples):
+        return None
+    mask = pc.fill_null(pc.equal(samples["error"], UNFINISHED), False).to_numpy()
+    return mask if mask.any() else None
+
+
+def completed_at_s(samples: pa.Table) -> np.ndarray:
+    """When each request completed, s from the start of the window; +inf = never.
+
+    Latency counts from the intended send where there is one (open loop), else from the actual send. A failure
+    without a latency is taken to have completed when it was sent.
+    """
+    latency, start = samples["latency_ms"], samples["sent_at_s"]
+    if latency.null_count:
+        latency = pc.fill_null(latency, 0.0)
+    if samples["intended_at_s"].null_count < len(samples):
+        start = pc.coalesce(samples["intended_at_s"], start)
+    completed = latency.to_numpy() / 1000
+    completed += start.to_numpy()
+    unfinished = _unfinished(samples)
+    if unfinished is not None:
+        completed[unfinished] = np.inf
+    return completed
+
+
+def _in_window(completed: np.ndarray, duration_s: float) -> np.ndarray:
+    return (completed >= 0) & (completed < duration_s)
+
+
+_SLO_COLUMNS = {"latency_p99_ms": "latency_ms", "ttft_p99_ms": "ttft_ms", "tpot_p99_ms": "tpot_ms"}
+_PERCENTILES = {
+    "latency": {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999},
+    "ttft": {"p50": 0.5, "p99": 0.99},
+    "tpot": {"p50": 0.5, "p99": 0.99},
+}
+
+
+def compute_metrics(
+    samples: pa.Table, duration_s: float, slo: Mapping[str, float | None]
+) -> dict[str, float | int | None]:
+    """The measured columns of the summary, for the window [0, `duration_s`).
+
+    Throughput and all times are over successes only. Nothing measured is None, not 0: means without values,
+    percentiles with too few, token throughput if no request of the trial tells its tokens, `error_ratio`
+    without any request (then `check_validity` says `no_samples`).
+
+    `slo` has the keys `latency_p99_ms`, `ttft_p99_ms` and `tpot_p99_ms`, ms or None. They are targets for the
+    p99 of a trial; for `goodput_rps` each is the threshold of every single request, which must meet all of
+    them (<=). A request of fewer than two tokens has no TPOT to miss. `goodput_rps` is None without an SLO,
+    and if one is set on a time that no success has (TTFT of a unary workload): that cannot be judged.
+
+    Raises `ValueError` for an unknown key in `slo`.
+    """
+    if unknown := set(slo) - set(_SLO_COLUMNS):
+        raise ValueError(f"unknown SLO {sorted(unknown)}; available: {', '.join(_SLO_COLUMNS)}")
+    completed, ok = completed_at_s(samples), samples["ok"].to_numpy()
+    in_window = _in_window(completed, duration_s)
+    succeeded = in_window & ok
+    num_successful = int(np.count_nonzero(succeeded))
+    num_failed = int(np.count_nonzero(in_window)) - num_successful
+    unfinished = _unfinished(samples)
+    if unfinished is not None:
+        num_failed += int(np.count_nonzero(unfinished & (_floats(samples, "sent_at_s") < duration_s)))
+    total = num_successful + num_failed
+    metrics: dict[str, float | int | None] = {
+        "num_successful": num_successful,
+        "num_failed": num_failed,
+        "error_ratio": num_failed / total if total else None,
+        "throughput_rps": num_successful / duration_s,
+        "goodput_rps": None,
+    }
+    for side in ("input", "output"):
+        tokens = samples[f"num_{side}_tokens"]
+        told = tokens.null_count < len(samples)
+        per_request = pc.fill_null(tokens, 0).to_numpy() if told else None
+        metrics[f"{side}_throughput_tok_per_s"] = (
+            None
+            if per_request is None
+            else int(per_request.sum(dtype=np.int64, where=succeeded)) / duration_s
+        )
+
+    targets = {_SLO_COLUMNS[key]: target for key, target in slo.items() if target is not None}
+    good = np.ones(num_successful, dtype=bool)
+    judged = bool(targets)
+    for prefix, wanted in _PERCENTILES.items():
+        name = f"{prefix}_ms"
+        if samples[name].null_count == len(samples):
+            values = np.empty(0)
+        else:
+            values = _floats(samples, name)[succeeded]
+            if name in targets:
+                good &= ~(values > targets[name]) if name == "tpot_ms" else values <= targets[name]
+            if samples[name].null_count:
+                values = values[~np.isnan(values)]
+        if name in targets and num_successful and not len(values):
+            judged = False
+        metrics[f"{prefix}_mean_ms"] = float(values.mean()) if len(values) else None
+        for label, value in zip(wanted, percentiles(values, list(wanted.values())), strict=True):
+            metrics[f"{prefix}_{label}_ms"] = value
+    if judged:
+        metrics["goodput_rps"] = int(np.count_nonzero(good)) / duration_s
+    return metrics
+
+
+def in_flight_mean(samples: pa.Table, end_s: float, start_s: float = 0.0) -> float:
+    """Time-average number of requests in flight in [`start_s`, `end_s`): summed overlaps / length.
+
+    From the actual send to the completion, failures included; an unfinished request is in flight to the end.
+    """
+    overlap = np.minimum(completed_at_s(samples), end_s)
+    overlap -= np.maximum(_floats(samples, "sent_at_s"), start_s)
+    return float(np.maximum(overlap, 0, out=overlap).sum()) / (end_s - start_s)
+
+
+class Drift(NamedTuple):
+    """Trend of throughput over the whole window / its mean, with a 95 % interval; 0.2 = 20 % up."""
+
+    ratio: float
+    ci_low: float
+    ci_high: float
+
+
+_NUM_SLICES = 20
+# 0.975 quantile of Student's t, 20 - 2 = 18 degrees of freedom (NIST/SEMATECH e-Handbook 1.3.6.7.2: 2.101).
+_T_975_18DOF = 2.10092204
+
+
+def drift(samples: pa.Table, duration_s: float) -> Drift | None:
+    """Least-squares trend of successes by completion over 20 slices of the window; None without a success.
+
+    The interval is the ordinary one of a regression slope. Counting noise is part of the residuals, so it
+    widens as requests get fewer.
+    """
+    completed = completed_at_s(samples)
+    completed = completed[_in_window(completed, duration_s) & samples["ok"].to_numpy()]
+    if not len(completed):
+        return None
+    # A completion one ulp below the end can round up to slice 20.
+    index = np.minimum((completed * (_NUM_SLICES / duration_s)).astype(np.int64), _NUM_SLICES - 1)
+    counts = np.bincount(index, minlength=_NUM_SLICES)
+    x = np.arange(_NUM_SLICES) - (_NUM_SLICES - 1) / 2
+    deviation = counts - counts.mean()
+    slope = (x @ deviation) / (x @ x)
+    residual = deviation - slope * x
+    half = _T_975_18DOF * np.sqrt(residual @ residual / (_NUM_SLICES - 2) / (x @ x))
+    low, mid, high = (
+        float(value * _NUM_SLICES / counts.mean()) for value in (slope - half, slope, slope + half)
+    )
+    return Drift(mid, low, high)
+
+
+# ---- Validity ----
+
+
+@dataclass
+class Validity:
+    """Codes of `INVALID_REASONS` that were broken (with a sentence each) or could not be checked."""
+
+    reasons: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    details: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> bool:
+        """An unchecked rule does not invalidate; it is shown."""
+        return not self.reasons
+
+    def invalidate(self, code: str, detail: str) -> None:
+        assert code in INVALID_REASONS, code
+        self.reasons.append(code)
+        self.details[code] = detail
+
+
+def check_validity(
+    samples: pa.Table,
+    metrics: Mapping[str, float | int | None],
+    *,
+    concurrency: int | None,
+    duration_s: float,
+    client: Mapping[str, Any],
+    server: Mapping[str, Any] | None,
+    thresholds: Mapping[str, float],
+) -> Validity:
+    """Judge one trial by the rules of `INVALID_REASONS`.
+
+    `metrics` are `compute_metrics` of the same samples and `duration_s`. `concurrency` is None in open loop,
+    where `in_flight` does not apply. `client` has `CLIENT_KEYS`, `server` has `SERVER_KEYS` or is None; a
+    fact that is missing or None makes its rule `unchecked`. `thresholds` has `max_error_ratio`,
+    `max_window_shortfall_ratio`, `max_drift_ratio`, `min_in_flight_ratio`, `max_client_cpu_ratio` and
+    `max_client_lag_ratio`.
+    """
+    validity = Validity()
+    _check_requests(validity, samples, metrics, concurrency, duration_s, thresholds)
+    _check_window(validity, samples, metrics, concurrency, duration_s, client, thresholds)
+    _check_client(validity, metrics, client, thresholds)
+    _check_server(validity, server or {})
+    return validity
+
+
+def _check_requests(
+    validity: Validity,
+    samples: pa.Table,
+    metrics: Mapping[str, float | int | None],
+    concurrency: int | None,
+    duration_s: float,
+    thresholds: Mapping[str, float],
+) -> None:
+    """What the requests themselves tell: errors, drift, number in flight."""
+    error_ratio, num_failed = metrics["error_ratio"], metrics["num_failed"]
+    if error_ratio is None:
+        validity.invalidate(
+            "no_samples",
+            f"No request completed in the window of {duration_s:g} s ({len(samples)} were recorded in all). "
+            "Read client.log; if requests take longer than the window, raise duration_s.",
+        )
+        # One cause, one code: what follows from it is not judged.
+        validity.unchecked += ["error_ratio", "drift"] + ([] if concurrency is None else ["in_flight"])
+        return
+    if not metrics["num_successful"]:
+        validity.invalidate(
+            "no_success",
+            f"All {num_failed} requests of the window failed. Read client.log and the service's logs.",
+        )
+        validity.unchecked += ["drift"]
+    else:
+        limit = thresholds["max_error_ratio"]
+        if error_ratio > limit:
+            validity.invalidate(
+                "error_ratio",
+                f"{error_ratio:.2%} of requests failed ({num_failed}), more than {limit:.2%}. "
+                "Failures are often fast: read the errors in samples.parquet and the service's logs.",
+            )
+        trend, limit = drift(samples, duration_s), thresholds["max_drift_ratio"]
+        assert trend is not None, "metrics are of other samples"
+        if abs(trend.ratio) > limit and not trend.ci_low <= 0 <= trend.ci_high:
+            validity.invalidate(
+                "drift",
+                f"Throughput changed by {trend.ratio:+.0%} over the window (95 % interval "
+                f"{trend.ci_low:+.0%} to {trend.ci_high:+.0%}), more than {limit:.0%}. "
+                "Lengthen warmup_s, or stop other work on these machines.",
+            )
+    if concurrency is not None:
+        found, limit = in_flight_mean(samples, duration_s), thresholds["min_in_flight_ratio"]
+        if found < limit * concurrency:
+            validity.invalidate(
+                "in_flight",
+                f"On average {found:.4g} of {concurrency} requests were in flight, fewer than {limit:.0%}. "
+                "The client did not keep up: give it more processes, or a machine of its own.",
+            )
+
+
+def _check_window(
+    validity: Validity,
+    samples: pa.Table,
+    metrics: Mapping[str, float | int | None],
+    concurrency: int | None,
+    duration_s: float,
+    client: Mapping[str, Any],
+    thresholds: Mapping[str, float],
+) -> None:
+    """Whether the load was there from the window's start to its end."""
+    window_s, limit = client.get("window_s"), thresholds["max_window_shortfall_ratio"]
+    num_requests = (metrics["num_successful"] or 0) + (metrics["num_failed"] or 0)
+    # In flight, not completions: with latencies as long as the window completions may well stop early, load
+    # does not. In open loop an idle tenth may be chance; with >= 100 requests it has a probability of e^-10
+    # or so.
+    expect_load = num_requests >= (100 if concurrency is None else 1)
+    if window_s is not None and window_s < duration_s * (1 - limit):
+        validity.invalidate(
+            "window_cut_short",
+            f"The client offered load for {window_s:g} s of {duration_s:g} s, short by more than "
+            f"{limit:.1%}. Read client.log for why it stopped.",
+        )
+    elif expect_load and in_flight_mean(samples, duration_s, 0.9 * duration_s) == 0:
+        validity.invalidate(
+            "window_cut_short",
+            f"No request was in flight in the last tenth of the window of {duration_s:g} s, "
+            "where there should always be some. Read client.log for why it stopped.",
+        )
+    elif window_s is None:
+        validity.unchecked.append("window_cut_short")
+
+    started_at_s = client.get("all_clients_started_at_s")
+    if started_at_s is None:
+        validity.unchecked.append("ramp_in_window")
+    elif started_at_s > 0:
+        validity.invalidate(
+            "ramp_in_window",
+            f"The last client started {started_at_s:.3g} s into the window, not before it. "
+            "Lengthen warmup_s.",
+        )
+
+
+def _check_client(
+    validity: Validity,
+    metrics: Mapping[str, float | int | None],
+    client: Mapping[str, Any],
+    thresholds: Mapping[str, float],
+) -> None:
+    """Whether we measured the service or the client."""
+    cpu_ratio, limit = client.get("cpu_ratio"), thresholds["max_client_cpu_ratio"]
+    if cpu_ratio is None:
+        validity.unchecked.append("client_cpu")
+    elif cpu_ratio > limit:
+        validity.invalidate(
+            "client_cpu",
+            f"The busiest client process used {cpu_ratio:.0%} of a core, more than {limit:.0%}. "
+            "Give the client more processes, or a machine of its own.",
+        )
+    lag_ms, p50_ms, limit = (
+        client.get("lag_p50_ms"),
+        metrics["latency_p50_ms"],
+        thresholds["max_client_lag_ratio"],
+    )
+    if lag_ms is None or p50_ms is None:
+        validity.unchecked.append("client_lag")
+    elif lag_ms > limit * p50_ms:
+        validity.invalidate(
+            "client_lag",
+            f"The client's event loop lagged by {lag_ms:.3g} ms (median), more than {limit:.0%} of the "
+            f"median latency of {p50_ms:.3g} ms. Give the client more processes, or a machine of its own.",
+        )
+
+
+def _check_server(validity: Validity, server: Mapping[str, Any]) -> None:
+    """Whether the service that ended the trial is the one that began it."""
+    for code, key, what in (
+        ("replica_restart", "restarted", "replaced"),
+        ("actor_failed", "failed", "lost"),
+    ):
+        names = server.get(key)
+        if names is None:
+            validity.unchecked.append(code)
+        elif names:
+            validity.invalidate(
+                code,
+                f"{len(names)} {what} during the trial ({', '.join(names)}), none is allowed. "
+                "Read the service's logs for the cause (memory, health checks, an exception).",
+            )
+
+
+# ---- Summary ----
+
+
+def summary_row(identity: Mapping[str, Any], trial: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A row of the summary: what the plan knows, and what `trial.json` adds once the trial is complete.
+
+    `identity` may hold any summary column. `unchecked` rules go to `notes` as `unchecked:<code>`.
+    """
+    row = dict(identity)
+    if trial is not None:
+        client = trial["client"]
+        row |= trial["metrics"]
+        row |= {
+            "started_at": trial["started_at"],
+            "duration_s": trial["duration_s"],
+            "latency_resolution_ms": client.get("latency_resolution_ms"),
+            "client_cpu_ratio": client.get("cpu_ratio"),
+            "valid": trial["valid"],
+            "invalid_reasons": ";".join(trial["invalid_reasons"]),
+            "notes": ";".join([*trial["notes"], *(f"unchecked:{code}" for code in trial["unchecked"])]),
+        }
+    return row
+
+
+def summary_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows to a table of exactly `SUMMARY_COLUMNS`; a missing key is null.
+
+    Raises `ValueError` for an unknown key or a value of another type, naming the column.
+    """
+    if unknown := {key for row in rows for key in row} - set(SUMMARY_COLUMNS):
+        raise ValueError(
+            f"not summary columns: {sorted(unknown)}; they are listed in results.SUMMARY_COLUMNS"
+        )
+    columns = []
+    for name, column in SUMMARY_COLUMNS.items():
+        try:
+            columns.append(pa.array([row.get(name) for row in rows], type=column.dtype))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ValueError(f"summary column {name} must be {column.dtype}: {error}") from error
+    return pa.table(columns, schema=_SUMMARY_SCHEMA)
+
+
+def write_summary(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `summary.parquet` and `summary.csv` in `directory`, each atomically."""
+    table = summary_table(rows)
+    with _replacing(directory / "summary.parquet") as temporary:
+        pq.write_table(table, temporary)
+    with _replacing(directory / "summary.csv") as temporary:
+        pyarrow.csv.write_csv(table, temporary)

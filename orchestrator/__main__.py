@@ -1,0 +1,160 @@
+"""`python -m orchestrator [overrides] [-m]`: compose with Hydra, then plan, check and run.
+
+The only caller of `hydra.main`. Hydra composes; its task only collects the composed jobs. What has to be undone
+(services) is planned and run after Hydra has returned, where no launcher or callback stands in between.
+"""
+
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from orchestrator.config import Config, parse, register
+from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.execute import Run
+    from orchestrator.paths import RunPaths
+    from orchestrator.plan import Job, Plan
+
+SCRATCH = "SERVE_ORCHESTRATOR_SCRATCH"  # where conf/config.yaml lets Hydra write
+
+
+def main() -> int:
+    """Exit code as documented in README.md."""
+    register()
+    scratch = Path(tempfile.mkdtemp(prefix="serve-orchestrator-"))
+    os.environ[SCRATCH] = str(scratch)
+    try:
+        jobs = _compose(sys.argv[1:])
+        return _execute(jobs, sys.argv[1:]) if jobs else EXIT_OK
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _compose(arguments: list[str]) -> list["Job"]:
+    """The jobs that Hydra composes; none for `--help`, `--cfg` and the like. Raises ConfigError."""
+    from orchestrator.plan import Job
+
+    for argument in arguments:
+        if re.match(r"\+*experiment=.*,", argument):
+            raise ConfigError(
+                f"{argument!r}: an experiment is a whole comparison and cannot be swept (Hydra would ignore its "
+                "own sweep); run one after the other"
+            )
+    found: list[tuple[DictConfig, dict[str, str], str, Path]] = []
+    shadowed: dict[str, str] = {}
+
+    @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+    def collect(composed: DictConfig) -> None:
+        record = HydraConfig.get()
+        overrides: dict[str, str] = {}
+        for override in record.overrides.task:
+            key, _, value = override.lstrip("+~").partition("=")
+            # A key that an experiment sweeps and the command line sets again comes twice, and the later one
+            # counts; the product over the first one would only repeat the same jobs.
+            if key in overrides and shadowed.setdefault(key, overrides[key]) != overrides[key]:
+                return
+            overrides[key] = value
+        hydra_dir = Path(record.runtime.output_dir) / (record.output_subdir or "")
+        found.append((composed, overrides, str(record.runtime.choices.profile), hydra_dir))
+
+    try:
+        collect()
+    except SystemExit as stop:
+        if stop.code:
+            raise ConfigError("the config does not compose, see above; nothing was deployed") from None
+    return [Job(parse(composed), *rest) for composed, *rest in found]
+
+
+def _execute(jobs: list["Job"], command: list[str]) -> int:
+    from orchestrator import execute, paths, plan, progress
+
+    first = jobs[0].config
+    if first.resume is not None:
+        if len(command) != 1:
+            raise ConfigError("resume=outputs/<run> stands alone: the run's own configs are used")
+        run_paths = paths.RunPaths(Path(first.resume))
+        the_plan = _reload(run_paths)
+        execute.preflight(the_plan, imports=True)
+        return _go(execute.Run(the_plan, run_paths, command), run_paths)
+
+    seed = first.seed if first.seed is not None else random.SystemRandom().randrange(2**31)
+    the_plan = plan.make_plan(jobs, seed)
+    execute.preflight(the_plan, imports=not first.dry_run)
+    outputs = Path(first.outputs)
+    if first.dry_run:
+        run_paths = paths.create_run_dir(outputs / "dry_runs", datetime.now())
+        execute.write_service_files(the_plan, run_paths)
+        progress.print_plan(the_plan)
+        progress.console.print(f"Rendered service files: {run_paths.root}/services", soft_wrap=True)
+        return EXIT_OK
+    run_paths = paths.create_run_dir(outputs, datetime.now())
+    execute.keep_hydra_record(the_plan, run_paths)
+    return _go(execute.Run(the_plan, run_paths, command), run_paths)
+
+
+def _reload(run_paths: "RunPaths") -> "Plan":
+    """The plan of an earlier run, from its own records. Raises ConfigError when it cannot be taken up again."""
+    from orchestrator import plan, results
+
+    try:
+        record = results.read_json(run_paths.run_json)
+        arms = [
+            plan.Arm(
+                name=arm["name"],
+                axes=arm["axes"],
+                config=parse(
+                    OmegaConf.merge(
+                        OmegaConf.structured(Config), OmegaConf.load(run_paths.hydra_dir(arm["name"]) / "config.yaml")
+                    )
+                ),
+                levels=tuple(arm["levels"]),
+                key=arm["service_key"],
+                copy=arm["copy"],
+            )
+            for arm in record["plan"]["arms"]
+        ]
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"resume={run_paths.root}: not a run that can be taken up again: {error}") from error
+    for arm in arms:
+        if plan.service_key(arm.config) != arm.key:
+            raise ConfigError(
+                f"resume={run_paths.root}: arm {arm.name} would not be the same service any more (its workload's "
+                "source or the Ray version has changed); start a new run"
+            )
+    return plan.plan_arms(arms, record["seed"])
+
+
+def _go(run: "Run", run_paths: "RunPaths") -> int:
+    from orchestrator import execute, progress
+
+    try:
+        code = run.go()
+    except execute.Interrupted as interrupted:
+        code = 128 + interrupted.signum
+    progress.print_results(run.plan, run.rows)
+    if code >= 128:
+        progress.console.print(f"interrupted; everything is stopped. Go on: python -m orchestrator resume={run_paths.root}")
+    elif code:
+        progress.console.print(f"Run again what failed or is INVALID: python -m orchestrator resume={run_paths.root}")
+    progress.console.print(str(run_paths.root), soft_wrap=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""The child process that is one local service: it starts Ray, deploys the application, and answers questions.
+
+Run as `python -m orchestrator.clusters.local_driver`, with the service's environment, a spec as the first line
+of standard input, and one command a line after that. Answers and status lines are JSON on standard output.
+It ends, and takes the whole process tree with it, when standard input closes: also when the orchestrator
+was killed and could clean nothing up.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import traceback
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import psutil
+import ray
+from ray import serve
+from ray._private import state as ray_state
+from ray.serve._private import constants as serve_constants
+from ray.serve._private.api import serve_start
+from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeDeploySchema
+
+from orchestrator import provenance
+from orchestrator.process import MARKER, end_members
+
+# Read back from the actors, less what must not be written down.
+_REPORTED_PREFIXES = ("RAY_", "VLLM_")
+_SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
+_ACTOR_ANSWER_TIMEOUT_S = 60.0
+
+
+def main() -> NoReturn:
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever Ray prints goes to the log, not into the protocol
+    spec = json.loads(sys.stdin.readline())
+    directory = Path(spec["directory"])
+    try:
+        _bring_up(spec, channel)
+        _say(channel, event="ready", effective=_effective(spec))
+        for line in sys.stdin:
+            assert line.strip() == "snapshot", line
+            _say(channel, event="snapshot", **_snapshot(spec))
+    except Exception as error:
+        traceback.print_exc()
+        _say(channel, event="failed", error=str(error) or repr(error))
+        sys.stdin.read()  # stay until told to go: logs are copied meanwhile
+    finally:
+        end_members(os.environ[MARKER], directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        os._exit(0)  # Ray's exit handlers would wait for processes that are gone
+
+
+def _say(channel: TextIO, **message: Any) -> None:
+    channel.write(json.dumps(message) + "\n")
+    channel.flush()
+
+
+def _bring_up(spec: Mapping[str, Any], channel: TextIO) -> None:
+    _say(channel, event="status", text="starting Ray")
+    ray.init(
+        address="local",  # never a cluster that happens to run here
+        num_cpus=spec["num_cpus"],
+        num_gpus=spec["num_gpus"],
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=spec["directory"],
+        _metrics_export_port=spec["metrics_export_port"],
+    )
+    config = ServeDeploySchema.model_validate(spec["serve_config"])
+    client = serve_start(
+        http_options=config.http_options.model_dump(), proxy_location=config.proxy_location, grpc_options=None
+    )
+    client.deploy_apps(config)
+    name = config.applications[0].name
+    last_text = ""
+    while True:
+        application = serve.status().applications.get(name)
+        if application is not None and application.status in (
+            ApplicationStatus.DEPLOY_FAILED,
+            ApplicationStatus.UNHEALTHY,
+        ):
+            raise RuntimeError(_failure_text(application))
+        if application is not None and application.status == ApplicationStatus.RUNNING:
+            break
+        text = _progress_text(application)
+        if text != last_text:
+            _say(channel, event="status", text=text)
+            last_text = text
+        time.sleep(0.5)
+    _say(channel, event="status", text="waiting for the first reply")
+    _wait_for_reply(spec["ready_url"], channel)
+
+
+def _progress_text(application: Any) -> str:
+    if application is None:
+        return "building the application"
+    parts = [application.status.value]
+    for name, deployment in application.deployments.items():
+        running = deployment.replica_states.get("RUNNING", 0)
+        parts.append(f"{name} {running}/{sum(deployment.replica_states.values())}")
+        if deployment.message:
+            parts.append(deployment.message.splitlines()[0][:200])
+    return "; ".join(parts)
+
+
+def _failure_text(application: Any) -> str:
+    messages = [application.message] + [
+        f"{name}: {deployment.message}"
+        for name, deployment in application.deployments.items()
+        if deployment.status in (DeploymentStatus.UNHEALTHY, DeploymentStatus.DEPLOY_FAILED)
+    ]
+    return f"{application.status.value}: " + "\n".join(message for message in messages if message)
+
+
+def _wait_for_reply(url: str, channel: TextIO) -> None:
+    """Until the application itself answers 200; the orchestrator's start-up time-out bounds the wait."""
+    last = ""
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as reply:
+                reply.read()
+                return
+        except (urllib.error.URLError, OSError) as error:
+            text = f"waiting for the first reply: {error}"
+        if text != last:
+            _say(channel, event="status", text=text)
+            last = text
+        time.sleep(0.25)
+
+
+def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Which Serve actors live now, who listens, and whether Serve itself calls the application healthy."""
+    actors = [
+        {"id": actor_id, "name": actor["Name"], "kind": actor["ActorClassName"].split(":")[0], "pid": actor["Pid"]}
+        for actor_id, actor in ray_state.actors().items()
+        if actor["State"] == "ALIVE" and actor["Name"].startswith("SERVE_")
+    ]
+    applications = serve.status().applications.values()
+    unhealthy = [
+        f"{name}: {deployment.status.value} {deployment.message}"
+        for application in applications
+        for name, deployment in application.deployments.items()
+        if deployment.status != DeploymentStatus.HEALTHY
+    ]
+    return {"actors": actors, "listener": _listener(spec["http_port"]), "unhealthy": unhealthy}
+
+
+def _listener(port: int) -> dict[str, Any] | None:
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid:
+            return {"port": port, "pid": connection.pid, "process": psutil.Process(connection.pid).name()}
+    return None
+
+
+def _report(_actor: Any) -> dict[str, Any]:
+    """Runs inside each Serve actor: what it was given and what Ray made of that."""
+    import os as actor_os
+
+    from ray.serve._private import constants as actor_constants
+
+    return {
+        "pid": actor_os.getpid(),
+        "env": dict(actor_os.environ),
+        "constants": {name: value for name, value in vars(actor_constants).items() if name.isupper()},
+    }
+
+
+def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the live service really runs with, read back from every Serve actor.
+
+    Raises RuntimeError when a declared variable did not arrive in one of them.
+    """
+    declared: dict[str, str] = spec["declared_env"]
+    actors, missing = [], []
+    for actor in _snapshot(spec)["actors"]:
+        handle = ray.get_actor(actor["name"], namespace="serve")
+        report = ray.get(handle.__ray_call__.remote(_report), timeout=_ACTOR_ANSWER_TIMEOUT_S)
+        missing += [
+            f"{actor['name']}: {name} is {report['env'].get(name)!r}, declared {value!r}"
+            for name, value in (declared | spec["cluster_env"]).items()
+            if report["env"].get(name) != value
+        ]
+        actors.append(
+            {
+                "name": actor["name"],
+                "kind": actor["kind"],
+                "pid": report["pid"],
+                "env": _reportable(report["env"], declared),
+                "constants": _plain(report["constants"]),
+            }
+        )
+    if missing:
+        raise RuntimeError("declared environment did not reach every Serve actor:\n" + "\n".join(missing))
+    effects, consequences, warnings = _flag_effects(declared)
+    return {
+        "declared_env": declared,
+        "actors": actors,
+        "flag_effects": effects,
+        "consequences": consequences,
+        "warnings": warnings,
+        "listener": _listener(spec["http_port"]),
+        "versions": {
+            "python": platform.python_version(),
+            "ray_commit": ray.__commit__,
+            **provenance.package_versions(),
+        },
+        "hardware": provenance.host() | {"ray_resources": ray.cluster_resources()},
+    }
+
+
+def _reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in sorted(env.items())
+        if (name in declared or name.startswith(_REPORTED_PREFIXES))
+        and not any(part in name for part in _SECRET_PARTS)
+    }
+
+
+def _plain(constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Those constants that JSON can hold."""
+    return {
+        name: value
+        for name, value in sorted(constants.items())
+        if value is None or isinstance(value, bool | int | float | str)
+    }
+
+
+def _flag_effects(
+    declared: Mapping[str, str],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], list[str]]:
+    """What each flag changes: alone on top of the baseline, or else when it alone is taken away.
+
+    Ray's constants module is evaluated afresh under each environment. Returns (constants changed by each flag,
+    constants that follow without being declared, warnings for flags that change none).
+    """
+    baseline = _constants_under({}, without=declared)
+    here = _constants_under(declared, without=declared)
+    effects: dict[str, dict[str, Any]] = {}
+    warnings = []
+    for name, value in declared.items():
+        alone = _difference(baseline, _constants_under({name: value}, without=declared))
+        rest = {other: setting for other, setting in declared.items() if other != name}
+        effects[name] = alone or _difference(_constants_under(rest, without=declared), here)
+        if not effects[name]:
+            warnings.append(f"{name}={value} changes no Serve constant in Ray {ray.__version__}: no effect expected")
+    consequences = {name: change for name, change in _difference(baseline, here).items() if name not in declared}
+    return effects, consequences, warnings
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {"from": before.get(name), "to": after.get(name)}
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+
+
+def _constants_under(env: Mapping[str, str], without: Mapping[str, str]) -> dict[str, Any]:
+    assert serve_constants.__file__ is not None
+    module_spec = importlib.util.spec_from_file_location("_constants_afresh", serve_constants.__file__)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    with _environment(env, without):
+        module_spec.loader.exec_module(module)
+    return _plain({name: value for name, value in vars(module).items() if name.isupper()})
+
+
+@contextmanager
+def _environment(env: Mapping[str, str], without: Mapping[str, str]) -> Any:
+    saved = dict(os.environ)
+    for name in without:
+        os.environ.pop(name, None)
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""Local Ray: a fresh, isolated Ray cluster on this machine for every service.
+
+One child driver process a service, with its own environment, ports, directory and token; nothing is shared
+with other Ray clusters on the machine or with another orchestrator. The port block is claimed by creating the
+directory named after it, which is atomic, so two orchestrators cannot take the same one.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import selectors
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator import provenance
+from orchestrator.config import Config, render_application
+from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.process import MARKER, clean_environment, end_members
+
+# Below Linux's ephemeral range (32768 on), where Ray's workers take their own ports.
+_FIRST_PORT, _LAST_PORT, _BLOCK_PORTS = 10000, 32000, 200
+_DIRECTORY_PREFIX = "so-"  # short: Ray puts UNIX sockets below it, and their paths may have 107 characters
+_SNAPSHOT_TIMEOUT_S = 60.0
+_LOG_TAIL_BYTES = 1 << 20
+
+
+def directory_prefix() -> str:
+    """Start of the path of every service directory on this machine (for `orchestrator.cleanup`)."""
+    return str(Path(tempfile.gettempdir()) / _DIRECTORY_PREFIX)
+
+
+@dataclass
+class LocalService:
+    """A running service. `url` takes load; `effective` is what the live service reported about itself."""
+
+    url: str
+    effective: dict[str, Any]
+    _driver: "_Driver"
+
+    def snapshot(self) -> dict[str, Any]:
+        """Serve actors alive now, the HTTP listener, and what Serve calls unhealthy.
+
+        Raises ServiceError when the service is gone.
+        """
+        return self._driver.ask("snapshot", timeout_s=_SNAPSHOT_TIMEOUT_S)
+
+
+class LocalRay:
+    """Brings services up on this machine."""
+
+    def check(self, config: Config) -> None:
+        """Everything that can be known without starting Ray. Raises ConfigError."""
+        check_flags({**config.cluster.env, **config.workload.env, **config.profile.env})
+        _check_source(config.workload.application["import_path"])
+        port = config.cluster.http_port
+        if port is not None and not _is_free(port):
+            raise ConfigError(f"cluster.http_port={port} is in use{_holder(port)}; choose another, or null for a free one")
+
+    def check_imports(self, config: Config) -> None:
+        """Import the application and the client's file, each in a child process. Raises ConfigError."""
+        extra = config.workload.extra
+        hint = f"\nIt needs: pip install '.[{extra}]'" if extra else ""
+        for module in (config.workload.application["import_path"].split(":")[0], config.workload.client.locustfile):
+            done = subprocess.run(
+                [sys.executable, "-c", f"import {module}"],
+                env=client_environment(),
+                capture_output=True,
+                text=True,
+                timeout=config.cluster.startup_timeout_s,
+            )
+            if done.returncode != 0:
+                raise ConfigError(f"{module} does not import:\n{_last_lines(done.stderr, 6)}{hint}")
+
+    @contextmanager
+    def service(self, config: Config, log_dir: Path, on_status: Callable[[str], None]) -> Iterator[LocalService]:
+        """Bring one service up, and always take it down again.
+
+        Writes `service.yaml` before and the logs after into `log_dir`. Raises ServiceError with the replica's own
+        words and the log's path when it cannot be brought up, or when a process of it survives.
+        """
+        directory, base_port = _claim_block()
+        http_port = config.cluster.http_port or base_port
+        marker = f"{base_port}-{secrets.token_hex(4)}"
+        serve_config = render_service(config, http_port)
+        spec = {
+            "directory": str(directory),
+            "num_cpus": config.cluster.num_cpus,
+            "num_gpus": config.cluster.num_gpus,
+            "metrics_export_port": base_port + 6,
+            "serve_config": serve_config,
+            "http_port": http_port,
+            "ready_url": f"http://127.0.0.1:{http_port}{config.workload.ready_path}",
+            "declared_env": config.profile.env,
+            "cluster_env": {**config.cluster.env, **config.workload.env},
+        }
+        driver = None
+        try:
+            driver = _Driver(spec, _service_environment(config, base_port, directory, marker), log_dir / "driver.log")
+            effective = driver.wait_ready(config.cluster.startup_timeout_s, on_status)
+            yield LocalService(f"http://127.0.0.1:{http_port}", effective, driver)
+        finally:
+            _copy_logs(directory, log_dir)
+            if driver is not None:
+                driver.stop()
+            survivors = end_members(marker, directory)
+            shutil.rmtree(directory, ignore_errors=True)
+            if survivors:
+                raise ServiceError(f"processes of the service would not end: {', '.join(survivors)}; log: {log_dir}")
+
+
+class _Driver:
+    """The parent's end of local_driver's pipes."""
+
+    def __init__(self, spec: Mapping[str, Any], env: Mapping[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.clusters.local_driver"],
+                env=dict(env),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,  # Ctrl-C is the orchestrator's to handle
+            )
+        self._selector = selectors.DefaultSelector()
+        assert self._process.stdout is not None
+        self._selector.register(self._process.stdout, selectors.EVENT_READ)
+        self._buffer = b""
+        self._send(json.dumps(spec))
+
+    def wait_ready(self, timeout_s: float, on_status: Callable[[str], None]) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        text = "starting"
+        while True:
+            message = self._receive(deadline, f"not ready after {timeout_s:g} s (cluster.startup_timeout_s): {text}")
+            if message["event"] == "ready":
+                effective = message["effective"]
+                assert isinstance(effective, dict)
+                return effective
+            text = message["text"]
+            on_status(text)
+
+    def ask(self, command: str, timeout_s: float) -> dict[str, Any]:
+        self._send(command)
+        return self._receive(time.monotonic() + timeout_s, f"no answer to {command!r} within {timeout_s:g} s")
+
+    def stop(self) -> None:
+        """Close its standard input, on which it ends itself and its tree; the caller sweeps up what is left."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(timeout=30)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._selector.close()
+        self._process.stdout.close()
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._gone() from None
+
+    def _receive(self, deadline: float, late: str) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            if not self._selector.select(max(0.0, deadline - time.monotonic())):
+                raise ServiceError(f"{late}\nLog: {self._log}")
+            assert self._process.stdout is not None
+            data = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not data:
+                raise self._gone()
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        message = json.loads(line)
+        assert isinstance(message, dict)
+        if message["event"] == "failed":
+            raise ServiceError(f"{message['error']}\nLog: {self._log.parent}")
+        return message
+
+    def _gone(self) -> ServiceError:
+        try:
+            code: int | None = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            code = None
+        tail = _last_lines(self._log.read_text(errors="replace"), 15)
+        return ServiceError(f"the service's driver ended (exit code {code}):\n{tail}\nLog: {self._log}")
+
+
+def render_service(config: Config, http_port: int | None) -> dict[str, Any]:
+    """The Serve deploy config of one arm. `http_port` None: not chosen yet, as in a dry run."""
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": http_port or 8000},
+        "applications": [render_application(config)],
+    }
+
+
+def service_yaml(config: Config) -> str:
+    """`service.yaml`, headed by the commands that run the same service by hand."""
+    env = {**config.cluster.env, **config.workload.env, **config.profile.env}
+    setting = "".join(f"{name}={value} " for name, value in sorted(env.items()))
+    head = f"# By hand, from the repository's root:\n#   {setting}serve run service.yaml\n"
+    return head + yaml.safe_dump(render_service(config, config.cluster.http_port), sort_keys=False)
+
+
+def check_flags(env: Mapping[str, str]) -> None:
+    """Refuse RAY_* variables that the installed Ray does not know. Raises ConfigError with the nearest names.
+
+    The names are read from Ray's source, which takes a fraction of a second where importing Ray takes several.
+    """
+    asked = [name for name in env if name.startswith("RAY_")]
+    if not asked:
+        return
+    root = _ray_root()
+    known: set[str] = set()
+    for folder in ("serve", "llm", "_private", "_common"):
+        for path in (root / folder).rglob("*.py"):
+            known.update(re.findall(r"\bRAY_[A-Za-z0-9_]+\b", path.read_text(errors="replace")))
+    for name in asked:
+        # Ray's C++ settings (RAY_<lower case>) stand in the binary without their prefix.
+        if name in known or (not name.isupper() and _in_raylet(root, name.removeprefix("RAY_"))):
+            continue
+        nearest = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+        advice = f"; nearest known: {', '.join(nearest)}" if nearest else ""
+        raise ConfigError(
+            f"Ray {provenance.package_versions().get('ray')} knows no flag {name}{advice}"
+        )
+
+
+def _ray_root() -> Path:
+    found = importlib.util.find_spec("ray")
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError("Ray is not installed here: pip install -e .")
+    return Path(found.submodule_search_locations[0])
+
+
+def _in_raylet(root: Path, name: str) -> bool:
+    return name.encode() in (root / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()
+
+
+def _check_source(import_path: str) -> None:
+    """The module file exists, parses and holds the attribute; nothing is imported."""
+    module, _, attribute = import_path.partition(":")
+    if not attribute:
+        raise ConfigError(f"workload.application.import_path must be module:attribute, found {import_path!r}")
+    candidates = [folder / Path(*module.split(".")) for folder in (provenance.ROOT, Path.cwd())]
+    files = [each.with_suffix(".py") for each in candidates] + [each / "__init__.py" for each in candidates]
+    source = next((path for path in files if path.is_file()), None)
+    if source is None:
+        raise ConfigError(f"workload.application.import_path={import_path!r}: no such module; looked for {files[0]}")
+    try:
+        tree = ast.parse(source.read_text(), filename=str(source))
+    except SyntaxError as error:
+        raise ConfigError(f"{source} does not parse: line {error.lineno}: {error.msg}") from error
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} | {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if attribute not in names:
+        raise ConfigError(f"{source} has no {attribute!r}; it has {', '.join(sorted(names))}")
+
+
+def client_environment() -> dict[str, str]:
+    """The clean environment plus what a child needs to import the workloads: nothing of any service's."""
+    search = [str(provenance.ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return clean_environment() | {"PYTHONPATH": os.pathsep.join(search), "PYTHONUNBUFFERED": "1"}
+
+
+def _service_environment(config: Config, base_port: int, directory: Path, marker: str) -> dict[str, str]:
+    ours = {
+        MARKER: marker,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(directory),
+    }
+    # HAProxy mode listens on more ports than the HTTP one, and keeps its sockets under a shared path.
+    ports = {
+        "RAY_SERVE_HAPROXY_STATS_PORT": base_port + 1,
+        "RAY_SERVE_HAPROXY_METRICS_PORT": base_port + 2,
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": base_port + 3,
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": base_port + 4,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": base_port + 10,
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": base_port + 99,
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": base_port + 100,
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": base_port + 189,
+    }
+    haproxy = directory / "haproxy"
+    paths = {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": haproxy / "haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": haproxy / "admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": haproxy / "metrics.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": haproxy,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": haproxy / "server-state",
+    }
+    settings = {name: str(value) for name, value in {**ports, **paths}.items()}
+    declared = {**config.cluster.env, **config.workload.env, **config.profile.env}
+    return client_environment() | settings | declared | ours
+
+
+def _claim_block() -> tuple[Path, int]:
+    """A directory of our own and the first of `_BLOCK_PORTS` ports that go with it."""
+    bases = list(range(_FIRST_PORT, _LAST_PORT, _BLOCK_PORTS))
+    secrets.SystemRandom().shuffle(bases)
+    for base in bases:
+        directory = Path(f"{directory_prefix()}{base}")
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        if all(_is_free(base + offset) for offset in range(_BLOCK_PORTS)):
+            return directory, base
+        directory.rmdir()
+    raise ServiceError(
+        f"no free block of {_BLOCK_PORTS} ports in {_FIRST_PORT}..{_LAST_PORT}; "
+        f"`python -m orchestrator.cleanup` lists what earlier runs left in {directory_prefix()}*"
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
+
+
+def _holder(port: int) -> str:
+    import psutil
+
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid:
+            return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""
+
+
+def _copy_logs(directory: Path, log_dir: Path) -> None:
+    """Serve's and the workers' logs, the last MiB of each; Ray's own directory is about to go."""
+    for folder in directory.glob("session_2*/logs"):
+        for path in [*folder.glob("serve/*.log"), *folder.glob("worker-*.err"), *folder.glob("raylet.*")]:
+            if path.stat().st_size:
+                with path.open("rb") as source:
+                    source.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))
+                    (log_dir / f"{path.stem}{path.suffix if path.suffix == '.log' else path.suffix + '.log'}").write_bytes(
+                        source.read()
+                    )
+
+
+def _last_lines(text: str, count: int) -> str:
+    return "\n".join(text.strip().splitlines()[-count:])

@@ -1,0 +1,378 @@
+"""The loop: bring services up, measure one level at a time, always tear down. Who reads `Run.go` knows the project.
+
+A service or trial that fails is a recorded result and the run goes on; an interrupt ends the run after teardown.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from orchestrator import results
+from orchestrator.clients.locust import Level, LocustClient
+from orchestrator.clusters.local_ray import LocalRay, client_environment, service_yaml
+from orchestrator.config import ClusterKind, Config
+from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ServiceError, TrialError
+from orchestrator.paths import RunPaths, set_aside
+from orchestrator.plan import Arm, Plan, Service, Trial, Wave, primary_cells
+from orchestrator.progress import Progress
+from orchestrator.provenance import collect
+
+_HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
+
+
+class Running(Protocol):
+    """A live service, as a cluster backend yields it."""
+
+    url: str
+    effective: dict[str, Any]
+
+    def snapshot(self) -> dict[str, Any]: ...
+
+
+CLUSTERS = {ClusterKind.local: LocalRay}
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM: unwinds through every teardown."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones only say that teardown is under way."""
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda *_: print("already stopping; this takes some seconds", flush=True))
+        raise Interrupted(signum)
+
+    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def preflight(plan: Plan, imports: bool) -> None:
+    """Refuse what cannot work while it still costs nothing. Raises ConfigError.
+
+    `imports`: also import each workload, which takes seconds.
+    """
+    imported = set()
+    for arm in plan.arms:
+        backend = CLUSTERS[arm.config.cluster.kind]()
+        backend.check(arm.config)
+        module = arm.config.workload.application["import_path"]
+        if imports and module not in imported:
+            backend.check_imports(arm.config)
+            imported.add(module)
+
+
+def write_service_files(plan: Plan, paths: RunPaths) -> None:
+    """For a dry run: one rendered file an arm (every repeat deploys the same)."""
+    for arm in plan.arms:
+        target = paths.service_yaml(arm.name, 0)
+        target.parent.mkdir(parents=True)
+        target.write_text(service_yaml(arm.config))
+
+
+class Run:
+    """One invocation: what is done, where it is written, what the exit code will be."""
+
+    def __init__(self, plan: Plan, paths: RunPaths, command: list[str]) -> None:
+        self.plan = plan
+        self.paths = paths
+        self.errors: list[str] = []
+        self._rows = {_key(trial): _planned_row(trial, paths.run_id) for trial in plan.trials}
+        if paths.run_json.exists():
+            self._record = results.read_json(paths.run_json) | {"status": "running", "finished_at": None}
+            for trial in plan.trials:
+                self._load_row(trial)
+        else:
+            self._record = {
+                "schema_version": results.SCHEMA_VERSION,
+                "run_id": paths.run_id,
+                "status": "running",
+                "started_at": _now(),
+                "finished_at": None,
+                "command": command,
+                "seed": plan.seed,
+                "plan": _plan_record(plan),
+                "primary_cells": primary_cells(plan.arms),
+                "provenance": collect(),
+                "errors": [],
+                "looks": [],
+            }
+        self._write_run()
+        results.write_summary(paths.root, self.rows)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Summary rows in planned order."""
+        return list(self._rows.values())
+
+    def go(self) -> int:
+        """Run every trial that has no valid result yet; returns the exit code, unless interrupted."""
+        todo = {_key(trial) for trial in self.plan.trials if self._rows[_key(trial)]["valid"] is not True}
+        try:
+            with interruptible(), Progress(self.plan, len(todo)) as self._progress:
+                for wave in self.plan.waves:
+                    trials = [trial for trial in wave.trials if _key(trial) in todo]
+                    with self._torn_down(), ExitStack() as live:
+                        running = self._bring_up(wave, trials, live)
+                        for trial in trials:
+                            if trial.service in running:
+                                self._record_trial(trial, running[trial.service])
+                        for service in running:
+                            self._progress.stopping(service)
+        except Interrupted:
+            self._finish("interrupted")
+            raise
+        except BaseException:
+            self._finish("failed")
+            raise
+        states = [row["state"] for row in self.rows]
+        assert len(states) == len(self.plan.trials) and "planned" not in states, states
+        if self.errors or "failed" in states:
+            self._finish("failed")
+            return EXIT_FAILED
+        self._finish("complete")
+        return EXIT_OK if all(row["valid"] for row in self.rows) else EXIT_INVALID
+
+    @contextlib.contextmanager
+    def _torn_down(self) -> Iterator[None]:
+        """A teardown that leaves something behind is an error of the run, and not the end of it."""
+        try:
+            yield
+        except ServiceError as error:
+            self.errors.append(str(error))
+            self._progress.line(f"[red]teardown failed[/red] {error}")
+
+    def _bring_up(self, wave: Wave, trials: list[Trial], live: ExitStack) -> dict[Service, Running]:
+        """The wave's services that have something to measure; one that fails takes its trials with it."""
+        running: dict[Service, Running] = {}
+        for service in wave.services:
+            waiting = [trial for trial in trials if trial.service is service]
+            if not waiting:
+                continue
+            directory = self.paths.service_dir(service.arms[0].name, service.repeats[0])
+            set_aside(directory)
+            directory.mkdir(parents=True)
+            (directory / "service.yaml").write_text(service_yaml(service.config))
+            self._progress.service_starting(service)
+            started_at = time.monotonic()
+            backend = CLUSTERS[service.config.cluster.kind]()
+            try:
+                running[service] = live.enter_context(
+                    backend.service(
+                        service.config,
+                        directory,
+                        lambda text, service=service: self._progress.service_status(service, text),  # type: ignore[misc]
+                    )
+                )
+            except ServiceError as error:
+                self._progress.service_failed(service, str(error))
+                for trial in waiting:
+                    self._record_failure(trial, "service", str(error), directory)
+                continue
+            effective = running[service].effective
+            results.write_json(
+                directory / "effective.json",
+                {"schema_version": results.SCHEMA_VERSION, "service_key": service.arms[0].key, **effective},
+            )
+            took_s = time.monotonic() - started_at
+            self._progress.service_ready(service, took_s, effective["listener"])
+            for warning in effective["warnings"]:
+                self._progress.warning(warning)
+        return running
+
+    def _record_trial(self, trial: Trial, running: Running) -> None:
+        directory = self.paths.trial_dir(trial.arm.name, trial.level, trial.repeat)
+        set_aside(directory)
+        directory.mkdir(parents=True)
+        try:
+            record = self._measure(trial, running, directory)
+        except (TrialError, ServiceError) as error:
+            self._progress.trial_failed(trial, str(error))
+            self._record_failure(trial, "trial", str(error), directory)
+        else:
+            results.write_json(directory / "trial.json", record)
+            self._load_row(trial)
+            self._progress.trial_done(trial, self._rows[_key(trial)], record["invalid_details"])
+        results.write_summary(self.paths.root, self.rows)
+        time.sleep(trial.arm.config.sweep.cooldown_s)
+
+    def _measure(self, trial: Trial, running: Running, directory: Path) -> dict[str, Any]:
+        """Drive one level and judge it. Raises TrialError or ServiceError."""
+        config, sweep = trial.arm.config, trial.arm.config.sweep
+        before = _healthy_snapshot(running)
+        client = LocustClient(
+            config.workload.client.locustfile,
+            config.workload.client.options,
+            config.cluster.client_processes,
+            client_environment(),
+        )
+        level = Level(trial.concurrency, sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
+        started_at = _now()
+        facts = client.run(running.url, level, directory, lambda live: self._progress.live(trial, live))
+        server = _changes(before, running.snapshot())
+        samples = results.read_samples(directory / "samples.parquet")
+        metrics = results.compute_metrics(samples, sweep.duration_s, dataclasses.asdict(config.slo))
+        validity = results.check_validity(
+            samples,
+            metrics,
+            concurrency=trial.concurrency,
+            duration_s=sweep.duration_s,
+            client=facts,
+            server=server,
+            thresholds=dataclasses.asdict(config.validity),
+        )
+        return {
+            "schema_version": results.SCHEMA_VERSION,
+            "trial_id": trial.id,
+            "run_id": self.paths.run_id,
+            "arm": trial.arm.name,
+            "repeat": trial.repeat,
+            "level": trial.level,
+            "load_mode": sweep.load.value,
+            "concurrency": trial.concurrency,
+            "offered_rps": None,
+            "service_key": trial.arm.key,
+            "started_at": started_at,
+            "finished_at": _now(),
+            "duration_s": sweep.duration_s,
+            "warmup_s": sweep.warmup_s,
+            "ramp_up_s": sweep.ramp_up_s,
+            "drain_s": sweep.drain_s,
+            "client": facts,
+            "server": server,
+            "metrics": metrics,
+            "valid": validity.valid,
+            "invalid_reasons": validity.reasons,
+            "invalid_details": validity.details,
+            "unchecked": validity.unchecked,
+            "notes": ["colocated_client"] if config.cluster.kind is ClusterKind.local else [],
+        }
+
+    def _record_failure(self, trial: Trial, stage: str, error: str, log: Path) -> None:
+        path = self.paths.failure_json(trial.arm.name, trial.level, trial.repeat)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        results.write_json(
+            path,
+            {
+                "schema_version": results.SCHEMA_VERSION,
+                "trial_id": trial.id,
+                "arm": trial.arm.name,
+                "repeat": trial.repeat,
+                "stage": stage,
+                "error": error,
+                "log": str(log.relative_to(self.paths.root)),
+            },
+        )
+        self._rows[_key(trial)]["state"] = "failed"
+
+    def _load_row(self, trial: Trial) -> None:
+        """Take the row from the trial's own record, where there is one."""
+        path = self.paths.trial_json(trial.arm.name, trial.level, trial.repeat)
+        identity = _planned_row(trial, self.paths.run_id)
+        if path.exists():
+            identity["state"] = "complete"
+            self._rows[_key(trial)] = results.summary_row(identity, results.read_json(path))
+
+    def _finish(self, status: str) -> None:
+        self._record |= {"status": status, "finished_at": _now(), "errors": self.errors}
+        self._write_run()
+        results.write_summary(self.paths.root, self.rows)
+
+    def _write_run(self) -> None:
+        results.write_json(self.paths.run_json, self._record)
+
+
+def keep_hydra_record(plan: Plan, paths: RunPaths) -> None:
+    """Copy Hydra's own record of each arm out of its temporary directory."""
+    for arm in plan.arms:
+        assert arm.hydra_dir is not None
+        shutil.copytree(arm.hydra_dir, paths.hydra_dir(arm.name))
+
+
+def _healthy_snapshot(running: Running) -> dict[str, Any]:
+    deadline = time.monotonic() + _HEALTHY_TIMEOUT_S
+    while True:
+        snapshot = running.snapshot()
+        if not snapshot["unhealthy"] and snapshot["listener"] is not None:
+            return snapshot
+        if time.monotonic() > deadline:
+            found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
+            raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
+        time.sleep(0.5)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Actors that were there before the load and are not after it, and what Serve calls unhealthy now."""
+    alive = {actor["id"] for actor in after["actors"]}
+    gone = [actor for actor in before["actors"] if actor["id"] not in alive]
+    failed = [actor["name"] for actor in gone if actor["kind"] != "ServeReplica"] + after["unhealthy"]
+    if after["listener"] is None:
+        failed.append("HTTP listener")
+    return {
+        "restarted": [actor["name"] for actor in gone if actor["kind"] == "ServeReplica"],
+        "failed": failed,
+        "actors": [actor["name"] for actor in after["actors"]],
+    }
+
+
+def _plan_record(plan: Plan) -> dict[str, Any]:
+    return {
+        "arms": [
+            {
+                "name": arm.name,
+                "axes": dict(arm.axes),
+                "levels": list(arm.levels),
+                "copy": arm.copy,
+                "service_key": arm.key,
+            }
+            for arm in plan.arms
+        ],
+        "services": [[service.label for service in wave.services] for wave in plan.waves],
+        "trials": [f"{trial.arm.name}/{trial.id}" for trial in plan.trials],
+    }
+
+
+def _planned_row(trial: Trial, run_id: str) -> dict[str, Any]:
+    config: Config = trial.arm.config
+    return {
+        "run_id": run_id,
+        "arm": trial.arm.name,
+        "trial_id": trial.id,
+        "repeat": trial.repeat,
+        "state": "planned",
+        "workload": config.workload.name,
+        "profile": config.profile.name,
+        "cluster": config.cluster.name,
+        "service_key": trial.arm.key,
+        "load_mode": config.sweep.load.value,
+        "concurrency": trial.concurrency,
+        "duration_s": config.sweep.duration_s,
+        "num_replicas": config.workload.num_replicas,
+        "valid": None,
+        "invalid_reasons": None,
+    }
+
+
+def _key(trial: Trial) -> tuple[str, str]:
+    return trial.arm.name, trial.id
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

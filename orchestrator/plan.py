@@ -1,0 +1,300 @@
+"""What will be run, in which order, and what makes two services the same one. Pure.
+
+Jobs (composed configs) become arms by taking the load levels out; repeats turn arms into blocks; a block's
+services are brought up wave by wave. The order of arms inside a block is shuffled with a recorded seed, so a
+drifting machine cannot favour one arm.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator import paths, provenance
+from orchestrator.config import Config, Redeploy, render_application
+from orchestrator.errors import ConfigError
+
+_T = TypeVar("_T")
+
+LEVEL_AXIS = "sweep.concurrency"  # swept or listed, it makes levels and not arms
+PROFILE_AXIS = "profile"
+_GROUPS = ("cluster", "workload", "profile", "sweep")
+
+# Seen on 2 slow cores; only the estimate of the duration depends on them.
+_BRING_UP_S, _TEAR_DOWN_S, _CLIENT_START_S = 20.0, 3.0, 3.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One composed config with the overrides that made it (`key -> value`, as typed) and Hydra's record of it."""
+
+    config: Config
+    overrides: Mapping[str, str]
+    profile: str
+    hydra_dir: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One composed config less its levels. `axes`: what varies between arms, e.g. {"profile": "optimized"}."""
+
+    name: str
+    axes: Mapping[str, str]
+    config: Config
+    levels: tuple[int, ...]
+    key: str  # identity of its service; equal keys share a service, but for the copies of an A/A comparison
+    copy: int = 0
+    hydra_dir: Path | None = None
+
+    @property
+    def other_axes(self) -> tuple[tuple[str, str], ...]:
+        """The axes that are held fixed when profiles are compared."""
+        return tuple((axis, value) for axis, value in self.axes.items() if axis != PROFILE_AXIS)
+
+
+@dataclass(frozen=True, eq=False)
+class Service:
+    """What is brought up and taken down once: for one repeat, or for all of them under `redeploy: never`."""
+
+    arms: tuple[Arm, ...]
+    repeats: tuple[int, ...]
+
+    @property
+    def config(self) -> Config:
+        return self.arms[0].config
+
+    @property
+    def label(self) -> str:
+        return f"{self.arms[0].name} r{self.repeats[0]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One measurement: a service at a level."""
+
+    service: Service
+    arm: Arm
+    repeat: int
+    concurrency: int
+
+    @property
+    def level(self) -> str:
+        return paths.level_name(concurrency=self.concurrency)
+
+    @property
+    def id(self) -> str:
+        return paths.trial_id(self.level, self.repeat)
+
+
+@dataclass(frozen=True, eq=False)
+class Wave:
+    """Services that live at the same time, and their trials in the order of measurement."""
+
+    services: tuple[Service, ...]
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    arms: tuple[Arm, ...]
+    waves: tuple[Wave, ...]
+    seed: int
+
+    @property
+    def services(self) -> list[Service]:
+        return [service for wave in self.waves for service in wave.services]
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [trial for wave in self.waves for trial in wave.trials]
+
+    @property
+    def duration_s(self) -> float:
+        """Estimate in seconds; services of a wave come up side by side."""
+        per_trial = sum(
+            _CLIENT_START_S + sweep.ramp_up_s + sweep.warmup_s + sweep.duration_s + sweep.cooldown_s
+            for sweep in (trial.arm.config.sweep for trial in self.trials)
+        )
+        return per_trial + len(self.waves) * (_BRING_UP_S + _TEAR_DOWN_S)
+
+
+def make_plan(jobs: Sequence[Job], seed: int) -> Plan:
+    """Arms, services, waves and trials of these jobs.
+
+    Raises ConfigError when arms cannot be told apart or a wave cannot hold what it must.
+    """
+    assert jobs, "Hydra composed no job"
+    return plan_arms(_arms(jobs), seed)
+
+
+def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
+    """Blocks, waves and trials of these arms. Raises ConfigError as `make_plan` does."""
+    _same_for_all(arms, "sweep.repeats", [arm.config.sweep.repeats for arm in arms])
+    cluster = arms[0].config.cluster
+    for field in ("max_live_services", "redeploy"):
+        _same_for_all(arms, f"cluster.{field}", [getattr(arm.config.cluster, field) for arm in arms])
+    blocks = _blocks(arms, arms[0].config.sweep.repeats, cluster.redeploy, random.Random(seed))
+    waves = [_wave(services) for services in _chunks(blocks, cluster.max_live_services, cluster.redeploy)]
+    plan = Plan(tuple(arms), tuple(waves), seed)
+    planned = sum(len(arm.levels) for arm in arms) * arms[0].config.sweep.repeats
+    assert len(plan.trials) == planned, (len(plan.trials), planned)
+    return plan
+
+
+def primary_cells(arms: Iterable[Arm]) -> list[dict[str, Any]]:
+    """What the verdict will be about, fixed before the first deployment: throughput at the highest level.
+
+    One cell for each tuple of the axes other than the profile.
+    """
+    levels: dict[tuple[tuple[str, str], ...], int] = {}
+    for arm in arms:
+        levels[arm.other_axes] = max(levels.get(arm.other_axes, 0), *arm.levels)
+    return [
+        {"axes": dict(axes), "metric": "throughput_rps", "level": paths.level_name(concurrency=level)}
+        for axes, level in levels.items()
+    ]
+
+
+def _arms(jobs: Sequence[Job]) -> list[Arm]:
+    """Jobs that differ in their levels alone are one arm; a second equal job is a second arm (A/A)."""
+    axes = _varying(jobs)
+    arms: list[Arm] = []
+    for job in jobs:
+        levels = tuple(job.config.sweep.concurrency)
+        identity = _identity(job.config)
+        equal = [index for index, arm in enumerate(arms) if _identity(arm.config) == identity]
+        mergeable = [index for index in equal if not set(levels) & set(arms[index].levels)]
+        if mergeable:
+            index = mergeable[0]
+            merged = tuple(sorted(arms[index].levels + levels))
+            arms[index] = dataclasses.replace(arms[index], levels=merged)
+            continue
+        values = {axis: job.overrides.get(axis, job.profile if axis == PROFILE_AXIS else "default") for axis in axes}
+        parts = [value if axis in _GROUPS else f"{axis.split('.')[-1]}={value}" for axis, value in values.items()]
+        name = ",".join(parts) or job.profile
+        copy = len(equal)
+        arms.append(
+            Arm(
+                name=paths.safe_name(name if copy == 0 else f"{name}~{copy + 1}"),
+                axes=values,
+                config=job.config,
+                levels=levels,
+                key=service_key(job.config),
+                copy=copy,
+                hydra_dir=job.hydra_dir,
+            )
+        )
+    names = [arm.name for arm in arms]
+    assert len(set(names)) == len(names), names
+    return arms
+
+
+def _varying(jobs: Sequence[Job]) -> list[str]:
+    """Override keys whose values differ between jobs: workload first, profile last."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+    varying = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1 and key != LEVEL_AXIS]
+    rank = {"cluster": 0, "workload": 1, PROFILE_AXIS: 3}
+    return sorted(varying, key=lambda key: rank.get(key, 2))
+
+
+def _identity(config: Config) -> str:
+    """Everything but the levels."""
+    plain = dataclasses.asdict(config)
+    del plain["sweep"]["concurrency"]
+    return _digest(plain)
+
+
+def service_key(config: Config) -> str:
+    """Identity of what is brought up: not the client, the load or how results are judged. 12 hex digits."""
+    application = render_application(config)
+    cluster = config.cluster
+    return _digest(
+        {
+            "cluster": [cluster.kind.value, cluster.num_cpus, cluster.num_gpus, cluster.http_port],
+            "env": {**cluster.env, **config.workload.env, **config.profile.env},
+            "ray": _ray_version(),
+            "application": application,
+            "source": _source_digest(provenance.ROOT, application["import_path"]),
+        }
+    )
+
+
+@functools.cache
+def _source_digest(root: Path, import_path: str) -> str:
+    folder = root / Path(*import_path.split(":")[0].split(".")).parent
+    return _digest([path.read_text() for path in sorted(folder.glob("*.py"))])
+
+
+@functools.cache
+def _ray_version() -> str | None:
+    return provenance.package_versions().get("ray")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _blocks(
+    arms: Sequence[Arm], repeats: int, redeploy: Redeploy, rng: random.Random
+) -> list[list[Service]]:
+    """Services block by block, each block in an order of its own."""
+    shared: dict[tuple[str, int], list[Arm]] = {}
+    for arm in arms:
+        shared.setdefault((arm.key, arm.copy), []).append(arm)
+    spans = [tuple(range(repeats))] if redeploy is Redeploy.never else [(repeat,) for repeat in range(repeats)]
+    blocks = []
+    for span in spans:
+        # Arms that will be compared stay next to each other in time.
+        comparisons: dict[tuple[tuple[str, str], ...], list[Service]] = {}
+        for members in shared.values():
+            comparisons.setdefault(members[0].other_axes, []).append(Service(tuple(members), span))
+        groups = list(comparisons.values())
+        rng.shuffle(groups)
+        for group in groups:
+            rng.shuffle(group)
+        blocks.append([service for group in groups for service in group])
+    return blocks
+
+
+def _chunks(blocks: list[list[Service]], max_live: int, redeploy: Redeploy) -> Iterable[list[Service]]:
+    """Services that live together: whole blocks where `max_live` allows, else parts of one block."""
+    size = len(blocks[0])
+    if redeploy is Redeploy.never and size > max_live:
+        raise ConfigError(
+            f"cluster.redeploy=never keeps all {size} services up at once, but cluster.max_live_services={max_live}; "
+            "raise it, or use cluster.redeploy=per_repeat"
+        )
+    if size <= max_live:
+        for group in _batched(blocks, max_live // size):
+            yield list(itertools.chain.from_iterable(group))
+    else:
+        for block in blocks:
+            yield from (list(part) for part in _batched(block, max_live))
+
+
+def _batched(items: Sequence[_T], size: int) -> Iterable[Sequence[_T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _wave(services: list[Service]) -> Wave:
+    """One trial at a time; repeat by repeat, and arms interleaved level by level."""
+    trials = []
+    for repeat in sorted({repeat for service in services for repeat in service.repeats}):
+        pairs = [(service, arm) for service in services if repeat in service.repeats for arm in service.arms]
+        by_level = itertools.zip_longest(
+            *([Trial(service, arm, repeat, level) for level in arm.levels] for service, arm in pairs)
+        )
+        trials += [trial for row in by_level for trial in row if trial is not None]
+    return Wave(tuple(services), tuple(trials))
+
+
+def _same_for_all(arms: Sequence[Arm], key: str, values: Sequence[Any]) -> None:
+    if len(set(values)) > 1:
+        found = ", ".join(f"{arm.name}: {value}" for arm, value in zip(arms, values, strict=True))
+        raise ConfigError(f"{key} must be the same for all arms, found {found}")

@@ -1,0 +1,172 @@
+"""What a person sees while a run goes on, and the table at its end.
+
+On a terminal: one line that stays (what is happening now, live throughput, p99 and errors, time left), results
+above it. Elsewhere (CI, a pipe): the same facts as plain lines, without the live figures.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+
+from orchestrator.clients.locust import Live
+from orchestrator.plan import Plan, Service, Trial
+
+console = Console(highlight=False)
+
+
+class Progress:
+    """Shows one run. Use as a context manager."""
+
+    def __init__(self, plan: Plan, num_trials: int) -> None:
+        self._plan = plan
+        self._num_trials = num_trials
+        self._num_done = 0
+        self._started_at = time.monotonic()
+        self._estimate_s = plan.duration_s * num_trials / max(1, len(plan.trials))
+        self._num_services = 0
+        self._status: Status | None = console.status("planning") if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        if self._status:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status:
+            self._status.stop()
+
+    def service_starting(self, service: Service) -> None:
+        self._num_services += 1
+        total = len(self._plan.services)
+        self.line(f"service {self._num_services}/{total}  [bold]{escape(service.label)}[/bold]  starting")
+
+    def service_status(self, service: Service, text: str) -> None:
+        self._now(f"{service.label}: {text}")
+
+    def service_ready(self, service: Service, took_s: float, listener: Mapping[str, Any] | None) -> None:
+        process = listener["process"] if listener else "unknown process"
+        self.line(f"  ready in {took_s:.0f} s; HTTP by {escape(process)}")
+
+    def stopping(self, service: Service) -> None:
+        self._now(f"{service.label}: stopping")
+
+    def live(self, trial: Trial, live: Live) -> None:
+        phase = "warm-up" if live.elapsed_s < 0 else f"{live.elapsed_s:.0f}/{trial.arm.config.sweep.duration_s:g} s"
+        p99 = "-" if live.latency_p99_ms is None else f"{live.latency_p99_ms:.0f} ms"
+        self._now(
+            f"trial {self._num_done + 1}/{self._num_trials}  {trial.arm.name} c={trial.concurrency} r{trial.repeat}  "
+            f"{phase}  {live.throughput_rps:.0f} req/s  p99 {p99}  {live.num_failed} errors"
+        )
+
+    def trial_done(self, trial: Trial, row: Mapping[str, Any], details: Mapping[str, str]) -> None:
+        self._num_done += 1
+        verdict = "[green]VALID[/green]" if row["valid"] else f"[red]INVALID[/red] {row['invalid_reasons']}"
+        self.line(
+            f"  {self._num_done}/{self._num_trials}  {escape(trial.arm.name)} c={trial.concurrency} r{trial.repeat}  "
+            f"{_number(row['throughput_rps'])} req/s  p50 {_number(row['latency_p50_ms'])} ms  "
+            f"p99 {_number(row['latency_p99_ms'])} ms  {verdict}"
+        )
+        for text in details.values():
+            self.line(f"      {escape(text)}")
+
+    def trial_failed(self, trial: Trial, error: str) -> None:
+        self._num_done += 1
+        self.line(
+            f"  {self._num_done}/{self._num_trials}  {escape(trial.arm.name)} c={trial.concurrency} r{trial.repeat}  "
+            f"[red]FAILED[/red] {escape(error.splitlines()[0])}"
+        )
+
+    def service_failed(self, service: Service, error: str) -> None:
+        self.line(f"[red]service {escape(service.label)} failed[/red]\n{escape(error)}")
+
+    def warning(self, text: str) -> None:
+        self.line(f"  [yellow]warning[/yellow] {escape(text)}")
+
+    def line(self, text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    def _now(self, text: str) -> None:
+        if self._status:
+            left_s = max(0.0, self._estimate_s - (time.monotonic() - self._started_at))
+            self._status.update(f"{escape(text)}  about {left_s / 60:.0f} min left")
+
+
+def print_plan(plan: Plan) -> None:
+    """The dry run: services, trials, order, estimated duration."""
+    table = Table(title=None, box=None, pad_edge=False)
+    for column in ("arm", "levels", "flags"):
+        table.add_column(column, overflow="fold")
+    for arm in plan.arms:
+        flags = " ".join(f"{name}={value}" for name, value in arm.config.profile.env.items())
+        table.add_row(escape(arm.name), " ".join(map(str, arm.levels)), escape(flags) or "(none)")
+    console.print(table)
+    repeats = plan.arms[0].config.sweep.repeats
+    console.print(
+        f"\n{len(plan.arms)} arms x {repeats} repeats: {len(plan.services)} services, {len(plan.trials)} trials, "
+        f"about {plan.duration_s / 60:.0f} min (seed {plan.seed})"
+    )
+    console.print("Order of services:")
+    for number, wave in enumerate(plan.waves, 1):
+        console.print(f"  {number:>3}  {escape('  |  '.join(service.label for service in wave.services))}")
+
+
+def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Levels by profile, one table for each tuple of the other axes; medians over the valid repeats.
+
+    The ratio is the geometric mean, over blocks where both points are VALID, of throughput against the first
+    arm of the table. It is a description; intervals and verdicts are analysis' part.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Any]] = {}
+    for arm in plan.arms:
+        groups.setdefault(arm.other_axes, []).append(arm)
+    for axes, arms in groups.items():
+        title = ", ".join(f"{axis}={value}" for axis, value in axes) or arms[0].config.workload.name
+        table = Table(title=escape(title), title_justify="left", title_style="bold")
+        for column in ("level", "arm", "req/s", "p50 ms", "p99 ms", "valid"):
+            table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+        if len(arms) > 1:
+            table.add_column(f"x {arms[0].name}", justify="right", overflow="fold")
+        for level in sorted({level for arm in arms for level in arm.levels}):
+            for arm in arms:
+                if level in arm.levels:
+                    table.add_row(*_result_cells(arm, arms, level, rows))
+            table.add_section()
+        console.print(table)
+
+
+def _result_cells(arm: Any, arms: Sequence[Any], level: int, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    def valid_points(name: str) -> dict[int, Mapping[str, Any]]:
+        return {row["repeat"]: row for row in rows if row["arm"] == name and row["concurrency"] == level and row["valid"]}
+
+    points, first = valid_points(arm.name), valid_points(arms[0].name)
+    ran = sum(row["arm"] == arm.name and row["concurrency"] == level for row in rows)
+    cells = [f"c={level}", escape(arm.name)]
+    for column in ("throughput_rps", "latency_p50_ms", "latency_p99_ms"):
+        values = sorted(point[column] for point in points.values() if point[column] is not None)
+        cells.append(_number(values[len(values) // 2] if values else None))
+    cells.append(f"{len(points)}/{ran}")
+    if len(arms) > 1:
+        ratios = [
+            points[repeat]["throughput_rps"] / first[repeat]["throughput_rps"] for repeat in points.keys() & first.keys()
+        ]
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+        cells.append("" if arm is arms[0] else _number(mean))
+    return cells
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def error(text: str) -> None:
+    """To standard error, in words for the user."""
+    print(f"error: {text}", file=sys.stderr)

@@ -1,0 +1,481 @@
+"""Does the client record what really happened? Real processes against servers whose behaviour is known.
+
+Truth comes from the server's own clock and counters. No test asserts how fast anything is.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.clients import locust as locust_client
+from orchestrator.clients.locust import Level, Live, LocustClient
+from orchestrator.errors import TrialError
+from orchestrator.process import clean_environment
+from orchestrator.results import SAMPLES_SCHEMA
+from tests.servers import Server, serving
+from workloads.sse import read_stream
+
+UNARY, STREAMING, RECSYS = (f"workloads.{name}.locustfile" for name in ("unary", "streaming", "recsys"))
+ECHO = {"payload_bytes": 10, "headers": {"x-request-disconnect-disabled": "?1"}}
+STREAM = {"num_chunks": 10, "headers": {}}
+SHORT = Level(concurrency=4, ramp_up_s=0.0, warmup_s=0.3, duration_s=1.0, drain_s=1.0)
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.e2e
+
+
+def drive(
+    server: Server,
+    directory: Path,
+    level: Level = SHORT,
+    locustfile: str = UNARY,
+    options: dict[str, Any] | None = None,
+    num_processes: int = 1,
+) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
+    """Samples, the client's facts, what the server saw; all three agree on the number of requests."""
+    client = LocustClient(locustfile, options or ECHO, num_processes, clean_environment())
+    facts = client.run(server.url, level, directory, lambda live: None)
+    table = pq.read_table(directory / "samples.parquet")
+    assert table.schema.equals(SAMPLES_SCHEMA)
+    samples, seen = table.to_pandas(), server.stats()
+    assert len(samples) == facts["num_requests"] == seen["num_requests"] > 0
+    assert samples.sent_at_s.is_monotonic_increasing
+    assert sorted(path.name for path in directory.iterdir()) == ["client.log", "samples.parquet"]
+    return samples, facts, seen
+
+
+def close_to(value: float, truth: float, overhead: float = 0.0) -> bool:
+    """Within 1 ms or 5 %, and what the client was seen to add."""
+    return abs(value - truth) <= max(1.0, 0.05 * truth) + overhead
+
+
+def write(path: Path, code: str) -> str:
+    path.write_text(textwrap.dedent(code))
+    return str(path)
+
+
+def worker_pids(parent: int | None = None) -> list[int]:
+    return [
+        child.pid
+        for child in psutil.Process(parent).children()
+        if "locust_worker" in " ".join(child.cmdline())
+    ]
+
+
+# --- Times ---
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_latencies_are_those_of_the_server(tmp_path: Path, num_processes: int) -> None:
+    level = Level(concurrency=8, ramp_up_s=0.4, warmup_s=0.3, duration_s=3, drain_s=1)
+    with serving("delay", delay_ms=20) as server:
+        samples, facts, seen = drive(server, tmp_path, level, num_processes=num_processes)
+    assert samples.ok.all()
+    for p in (50, 90):
+        truth = np.percentile(seen["latencies_ms"], p)
+        assert close_to(np.percentile(samples.latency_ms, p), truth, facts["lag_p50_ms"]), p
+    assert seen["max_in_flight"] == 8
+    assert facts["num_processes"] == num_processes == samples.client_process.nunique()
+    assert facts["all_clients_started_at_s"] <= 0
+    assert len(facts["cpu_ratios"]) == num_processes
+    assert 0 < facts["cpu_ratio"] == max(facts["cpu_ratios"]) < 1
+    assert facts["window_s"] == pytest.approx(3, abs=0.2)
+    # The window is where it should be: load from the ramp's start until its end, and nothing sent after that.
+    assert samples.sent_at_s.min() == pytest.approx(-0.7, abs=0.1)
+    assert 2.9 < samples.sent_at_s.max() < 3.1
+    # Little's law: the clients never idle.
+    inside = samples[samples.sent_at_s.between(0, 3)]
+    assert inside.latency_ms.sum() / 1000 / 3 == pytest.approx(8, rel=0.1)
+
+
+def test_percentiles_of_a_mixture(tmp_path: Path) -> None:
+    level = Level(concurrency=16, ramp_up_s=0, warmup_s=0.2, duration_s=3, drain_s=1)
+    with serving("delay", delay_ms=10, slow_ms=100, slow_every=10) as server:
+        samples, facts, seen = drive(server, tmp_path, level)
+    assert close_to(np.percentile(samples.latency_ms, 50), 10, 1 + facts["lag_p50_ms"])
+    assert close_to(np.percentile(samples.latency_ms, 99), np.percentile(seen["latencies_ms"], 99), 1)
+    assert (samples.latency_ms > 60).mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_stream_is_timed_as_it_arrives(tmp_path: Path) -> None:
+    level = Level(concurrency=4, ramp_up_s=0, warmup_s=0.2, duration_s=2, drain_s=2)
+    with serving("stream", num_chunks=10, first_ms=100, gap_ms=50) as server:
+        samples, _, _ = drive(server, tmp_path, level, STREAMING, STREAM)
+    assert samples.ok.all()
+    median = samples.median(numeric_only=True)
+    # Read at the end, all would have a TTFT of 550 ms and a TPOT of 0.
+    assert close_to(median.ttft_ms, 100, 1)
+    assert close_to(median.tpot_ms, 50)
+    assert close_to(median.latency_ms, 550, 1)
+    assert (samples.num_output_tokens == 10).all()
+    exact = (samples.latency_ms - samples.ttft_ms) / 9
+    assert np.allclose(exact, samples.tpot_ms)
+
+
+def test_ttft_waits_for_text(tmp_path: Path) -> None:
+    with serving("stream", num_chunks=3, first_ms=20, gap_ms=60, empty_first=True) as server:
+        samples, _, _ = drive(server, tmp_path, SHORT, STREAMING, {"num_chunks": 3, "headers": {}})
+    assert samples.ok.all()
+    assert close_to(samples.ttft_ms.median(), 80, 1)
+
+
+def test_tpot_needs_two_tokens(tmp_path: Path) -> None:
+    with serving("stream", num_chunks=1, first_ms=20) as server:
+        samples, _, _ = drive(server, tmp_path, SHORT, STREAMING, {"num_chunks": 1, "headers": {}})
+    assert samples.ok.all()
+    assert samples.ttft_ms.notna().all()
+    assert samples.tpot_ms.isna().all()
+
+
+def test_processes_start_together(tmp_path: Path) -> None:
+    level = Level(concurrency=5, ramp_up_s=0, warmup_s=0.5, duration_s=1, drain_s=1)
+    with serving("delay", delay_ms=50) as server:
+        samples, _, seen = drive(server, tmp_path, level, num_processes=2)
+    first = samples.groupby("client_process").sent_at_s.min()
+    assert abs(first[0] - first[1]) < 0.03
+    assert np.allclose(first, -0.5, atol=0.05)
+    assert seen["max_in_flight"] == 5
+    # 3 + 2 clients, each at most every 50 ms
+    assert (samples.client_process == 0).mean() == pytest.approx(3 / 5, abs=0.05)
+
+
+def test_ramp_up_is_linear(tmp_path: Path) -> None:
+    level = Level(concurrency=10, ramp_up_s=2, warmup_s=0, duration_s=0.5, drain_s=3)
+    with serving("delay", delay_ms=2400) as server:  # each client sends once before the window
+        samples, facts, _ = drive(server, tmp_path, level, num_processes=2)
+    first = samples.sent_at_s[samples.sent_at_s < 0.3].to_numpy()
+    assert np.allclose(first, np.arange(10) * 0.2 - 2, atol=0.08)
+    assert facts["all_clients_started_at_s"] == pytest.approx(-0.2, abs=0.08)
+
+
+def test_more_processes_than_clients(tmp_path: Path) -> None:
+    with serving("delay") as server:
+        _, facts, seen = drive(server, tmp_path, Level(1, 0, 0.2, 0.5, 1), num_processes=4)
+    assert facts["num_processes"] == seen["max_in_flight"] == 1
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed (apt-get install wrk)")
+def test_throughput_agrees_with_wrk(tmp_path: Path) -> None:
+    level = Level(concurrency=16, ramp_up_s=0, warmup_s=0.5, duration_s=3, drain_s=1)
+    with serving("delay", delay_ms=20) as server:
+        samples, _, _ = drive(server, tmp_path, level)
+        command = ["wrk", "-t1", "-c16", "-d3s", f"{server.url}/echo?message=xxxxxxxxxx"]
+        found = re.search(r"Requests/sec:\s+([\d.]+)", subprocess.check_output(command, text=True))
+    completed = samples.sent_at_s + samples.latency_ms / 1000
+    assert found
+    assert completed.between(0, 3).sum() / 3 == pytest.approx(float(found[1]), rel=0.1)
+
+
+# --- Failures: each request sent is one sample, with a reason ---
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_dropped_connections_are_not_resent(tmp_path: Path, every: int) -> None:
+    with serving("drop", every=every) as server:
+        samples, _, seen = drive(server, tmp_path)
+    assert (~samples.ok).sum() == seen["num_requests"] // every > 10
+    assert set(samples.error.dropna()) == {"connection_closed"}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "settings", "error"),
+    [
+        ("fixed", {"status": "302 Found", "more": "Location: /echo?message=xxxxxxxxxx\r\n"}, "http_302"),
+        ("fixed", {"status": "500 Internal Server Error", "body": "oh"}, "http_500"),
+        ("fixed", {"status": "503 Service Unavailable"}, "http_503"),
+        ("fixed", {"body": '{"message":"other"}'}, 'wrong_body: b\'{"message":"other"}\''),
+        ("fixed", {"body": "not json"}, "wrong_body: b'not json'"),
+        ("fixed", {"body": ""}, "wrong_body: b''"),
+        ("short_body", {}, "bad_response: Incomplete response."),
+    ],
+)
+def test_wrong_replies(tmp_path: Path, behaviour: str, settings: dict[str, Any], error: str) -> None:
+    with serving(behaviour, **settings) as server:
+        samples, _, seen = drive(server, tmp_path)
+    assert not samples.ok.any()
+    assert set(samples.error) == {error}
+    assert seen["paths"] == ["/echo"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "num_tokens"),
+    [
+        ({"num_sent": 4, "cut": True}, "truncated_stream", 4),
+        ({"num_sent": 0, "cut": True}, "truncated_stream", 0),
+        ({"done": False}, "truncated_stream", 10),
+        ({"malformed_at": 3}, "malformed_event: b'{not json'", 10),
+        ({"num_chunks": 9}, "wrong_num_chunks: got 9, want 10", 9),
+    ],
+)
+def test_broken_streams(tmp_path: Path, settings: dict[str, Any], error: str, num_tokens: int) -> None:
+    with serving("stream", **{"first_ms": 20, "gap_ms": 5, **settings}) as server:
+        samples, _, _ = drive(server, tmp_path, SHORT, STREAMING, STREAM)
+    assert set(samples.error) == {error}
+    assert (samples.num_output_tokens == num_tokens).all()
+
+
+def test_stream_that_is_refused(tmp_path: Path) -> None:
+    with serving("fixed", status="503 Service Unavailable", body="busy") as server:
+        samples, _, _ = drive(server, tmp_path, SHORT, STREAMING, STREAM)
+    assert set(samples.error) == {"http_503"}
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ('{"scores": [0.5, 1.0, 0]}', None),
+        ('{"scores": [0.5, 1.0]}', "wrong_body"),
+        ('{"scores": [0.5, 1.0, 1.5]}', "wrong_body"),
+        ('{"scores": [0.5, 1.0, NaN]}', "wrong_body"),
+        ('{"scores": ["a", "b", "c"]}', "wrong_body"),
+        ("[]", "wrong_body"),
+    ],
+)
+def test_rankings(tmp_path: Path, body: str, error: str | None) -> None:
+    with serving("fixed", body=body) as server:
+        samples, _, seen = drive(server, tmp_path, SHORT, RECSYS, {"num_candidates": 3, "headers": {}})
+    assert seen["paths"] == ["/rank"]
+    assert {value and value.split(":")[0] for value in samples.error.replace({np.nan: None})} == {error}
+
+
+def test_what_hangs_is_unfinished(tmp_path: Path) -> None:
+    with serving("hang", after=20) as server:
+        samples, facts, _ = drive(server, tmp_path, Level(4, 0, 0.3, 0.5, 0.5))
+    hung = samples[samples.error == "unfinished"]
+    assert len(hung) == facts["num_unfinished"] == 4
+    assert samples.ok.sum() == 20
+    ended_at_s = hung.sent_at_s + hung.latency_ms / 1000
+    assert np.allclose(ended_at_s, 1.0, atol=0.1)  # latency so far, at the end of the drain
+
+
+def test_headers_and_empty_payload_and_spacing(tmp_path: Path) -> None:
+    with serving("delay", spaced=True) as server:
+        samples, _, seen = drive(server, tmp_path, options={**ECHO, "payload_bytes": 0})
+    assert samples.ok.all()
+    assert "x-request-disconnect-disabled: ?1" in seen["headers"]
+
+
+# --- Any locustfile ---
+
+
+def test_an_ordinary_locustfile(tmp_path: Path) -> None:
+    """Its own options, prints, events and helper module; a task that raises with its request in flight."""
+    write(tmp_path / "helper_of_mine.py", "PATH = '/echo?message=hi'")
+    locustfile = write(
+        tmp_path / "mine.py",
+        """
+        from helper_of_mine import PATH
+        from locust import FastHttpUser, constant, events, task
+
+        @events.init_command_line_parser.add_listener
+        def add(parser):
+            parser.add_argument("--colour", default="blue")
+
+        @events.test_start.add_listener
+        def start(environment, **_):
+            print("started", environment.parsed_options.colour)
+
+        class Mine(FastHttpUser):
+            wait_time = constant(0)
+            num = 0
+
+            @task
+            def go(self):
+                self.num += 1
+                with self.client.get(PATH, catch_response=True):
+                    if self.num % 2 == 0:
+                        raise ValueError("no luck")
+        """,
+    )
+    (tmp_path / "out").mkdir()
+    with serving("delay") as server:
+        samples, facts, _ = drive(server, tmp_path / "out", locustfile=locustfile, options={"x": 1})
+    assert samples.ok.mean() == pytest.approx(0.5, abs=0.05)
+    assert set(samples.error.dropna()) == {"task_error: ValueError: no luck"}
+    assert facts["num_task_errors"] == (~samples.ok).sum()
+    assert "started blue" in (tmp_path / "out/client.log").read_text()
+
+
+def test_connections_are_kept_beyond_1024_files(tmp_path: Path) -> None:
+    """select() cannot look at them; a pool which uses it would reconnect for every request."""
+    locustfile = write(
+        tmp_path / "many.py",
+        """
+        import os
+        from locust import FastHttpUser, task
+
+        files = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+
+        class Many(FastHttpUser):
+            @task
+            def go(self):
+                self.client.get("/echo?message=hi")
+        """,
+    )
+    (tmp_path / "out").mkdir()
+    with serving("delay") as server:
+        _, _, seen = drive(server, tmp_path / "out", locustfile=locustfile)
+    assert seen["num_connections"] == 4
+
+
+# --- Errors, and nothing left behind ---
+
+
+def fails(tmp_path: Path, code: str, url: str = "http://127.0.0.1:9", **settings: Any) -> str:
+    client = LocustClient(write(tmp_path / "bad.py", code), settings, 2, clean_environment())
+    with pytest.raises(TrialError) as caught:
+        client.run(url, Level(4, 0, 0.1, 0.3, 0.3), tmp_path, lambda live: None)
+    assert worker_pids() == []
+    assert str(tmp_path / "client.log") in str(caught.value)
+    return str(caught.value)
+
+
+def test_locustfile_that_does_not_import(tmp_path: Path) -> None:
+    message = fails(tmp_path, "import no_such_module")
+    assert "exit code 1" in message
+    assert "No module named 'no_such_module'" in message
+
+
+def test_locustfile_without_a_fast_http_user(tmp_path: Path) -> None:
+    message = fails(tmp_path, "from locust import HttpUser\nclass Slow(HttpUser):\n    pass\n")
+    assert "found: Slow" in message
+
+
+def test_clients_that_never_send(tmp_path: Path) -> None:
+    code = """
+        from locust import FastHttpUser, task
+        class Idle(FastHttpUser):
+            @task
+            def go(self):
+                self.client.get(self.environment.parsed_options.no_such_option)
+        """
+    message = fails(tmp_path, code)
+    assert "only 0 of 4 clients" in message
+    assert "no_such_option" in message
+    assert (tmp_path / "client.log").stat().st_size < 5_000_000  # tried, and logged, many thousand times
+
+
+def test_worker_that_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locust_client, "MARGIN_S", 1.0)
+    code = """
+        from locust import FastHttpUser, task
+        class Stuck(FastHttpUser):
+            @task
+            def go(self):
+                self.client.get("/")
+                while True:
+                    pass
+        """
+    assert "did not come to 'facts' in time" in fails(tmp_path, code)
+
+
+def test_killed_worker_is_a_trial_error(tmp_path: Path) -> None:
+    def kill_one(live: Live) -> None:
+        os.kill(worker_pids()[0], signal.SIGKILL)
+
+    client = LocustClient(UNARY, ECHO, 2, clean_environment())
+    with serving("delay") as server, pytest.raises(TrialError, match=r"exit code -9 before 'facts'"):
+        client.run(server.url, Level(4, 0, 0, 30, 1), tmp_path, kill_one)
+    assert worker_pids() == []
+    assert not (tmp_path / "samples.parquet").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_exception_in_the_parent_leaves_no_child(tmp_path: Path, error: type[BaseException]) -> None:
+    pids: list[int] = []
+
+    def stop(live: Live) -> None:
+        pids.extend(worker_pids())
+        raise error
+
+    client = LocustClient(UNARY, ECHO, 2, clean_environment())
+    with serving("delay") as server, pytest.raises(error):
+        client.run(server.url, Level(4, 0, 0, 30, 1), tmp_path, stop)
+    assert len(pids) == 2
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    code = f"""
+        from pathlib import Path
+        from orchestrator.clients.locust import Level, LocustClient
+        from orchestrator.process import clean_environment
+        import sys
+        client = LocustClient({UNARY!r}, {ECHO!r}, 2, clean_environment())
+        level = Level(4, 0, 0, 60, 1)
+        client.run(sys.argv[1], level, Path({str(tmp_path)!r}), lambda live: print("running", flush=True))
+        """
+    with serving("delay") as server:
+        script = write(tmp_path / "parent.py", code)
+        command = [sys.executable, script, server.url]
+        environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=ROOT) as parent:
+            assert parent.stdout
+            assert parent.stdout.readline() == b"running\n"
+            workers = [psutil.Process(pid) for pid in worker_pids(parent.pid)]
+            for worker in workers:
+                worker.send_signal(signal.SIGINT)  # Ctrl-C reaches the whole group: theirs to ignore
+            assert parent.stdout.readline() == b"running\n"
+            parent.kill()
+        assert len(workers) == 2
+        _, alive = psutil.wait_procs(workers, timeout=20)
+        for worker in alive:
+            worker.kill()
+        assert not alive
+
+
+def test_progress_is_reported(tmp_path: Path) -> None:
+    seen: list[Live] = []
+    with serving("delay", delay_ms=20) as server:
+        client = LocustClient(UNARY, ECHO, 2, clean_environment())
+        client.run(server.url, Level(4, 0, 1, 2, 1), tmp_path, seen.append)
+    assert [live.elapsed_s for live in seen[:3]] == pytest.approx([0, 1, 2], abs=1e-6)
+    assert seen[1].num_clients == 4
+    assert seen[1].num_failed == 0
+    assert seen[1].throughput_rps == pytest.approx(4 / 0.021, rel=0.2)
+    assert seen[1].latency_p99_ms == pytest.approx(22, abs=15)
+
+
+# --- The reader of streams alone ---
+
+
+class Lines:
+    """A response whose lines come at given times."""
+
+    def __init__(self, lines: list[bytes]) -> None:
+        self.lines = iter(lines)
+        self._response = self
+
+    def readline(self, sep: bytes) -> bytes:
+        time.sleep(0.002)
+        return next(self.lines, b"")
+
+
+def test_other_spellings_of_server_sent_events() -> None:
+    event = b'data:{"choices":[{"text":"a"}]}\r\n'
+    lines = [b": ping\r\n", b"event: x\r\n", event, b"\r\n", event, b"\r\n", b"data: [DONE]\r\n", b"\r\n"]
+    read = read_stream(Lines(lines), time.perf_counter())
+    assert read.error is None
+    assert read.num_output_tokens == 2
+    assert read.ttft_ms is not None
+    assert 6 <= read.ttft_ms < read.latency_ms
+
+
+def test_events_after_done_are_malformed() -> None:
+    event = b'data: {"choices":[{"text":"a"}]}\n'
+    read = read_stream(Lines([event, b"data: [DONE]\n", event]), time.perf_counter())
+    assert read.error
+    assert read.error.startswith("malformed_event")
