@@ -139,9 +139,9 @@ def send_once() -> None:
     """Make one call of the client one request on the wire, whatever happens to it."""
     # Up to pool size + 1 resends of an idempotent request whose connection dropped, even with max_retries=0.
     assert geventhttpclient.client.IDEMPOTENT_METHODS
-    pass
+    geventhttpclient.client.IDEMPOTENT_METHODS = frozenset()
     # A redirect which is not followed would count as a success.
-    pass
+    LocustUserAgent.valid_response_codes -= LocustUserAgent.redirect_response_codes
 
     # The pool's own check, gevent's select(), refuses file descriptors above 1,023: each such request would
     # open a connection. Ours yields as that one does: sends leave in batches, a fifth less CPU a request.
@@ -154,7 +154,7 @@ def send_once() -> None:
         return not poll.poll(0)  # an idle connection with something to read is closed, or out of step
 
     assert hasattr(ConnectionPool, "_is_socket_alive")
-    pass
+    ConnectionPool._is_socket_alive = is_socket_alive  # type: ignore[method-assign, assignment]
 
 
 def load_module(locustfile: str) -> ModuleType:
