@@ -89,9 +89,7 @@ def run_bare(user: str, kind: str, url: str, concurrency: int, duration_s: float
                 response.failure("wrong_body")
 
     def fast_stream(self: Any) -> None:
-        lines = [
-            line for line in self.client.iter_lines("/stream", headers=headers) if line.startswith("data:")
-        ]
+        lines = [line for line in self.client.iter_lines("/stream", headers=headers) if line.startswith("data:")]
         check(lines)
 
     def stream(self: Any) -> None:
@@ -120,9 +118,7 @@ def run_bare(user: str, kind: str, url: str, concurrency: int, duration_s: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help="unary, sse; both by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--duration_s", type=float, default=3.0)

@@ -71,14 +71,14 @@ def _compose(arguments: list[str]) -> list["Job"]:
                 return
             overrides[key] = value
         hydra_dir = Path(record.runtime.output_dir) / (record.output_subdir or "")
-        found.append((composed, overrides, str(record.runtime.choices.profile), hydra_dir))
+        found.append((composed, overrides, str(record.runtime.choices["profile"]), hydra_dir))
 
     try:
         collect()
     except SystemExit as stop:
         if stop.code:
             raise ConfigError("the config does not compose, see above; nothing was deployed") from None
-    return [Job(parse(composed), *rest) for composed, *rest in found]
+    return [Job(parse(composed), overrides, profile, folder) for composed, overrides, profile, folder in found]
 
 
 def _execute(jobs: list["Job"], command: list[str]) -> int:
@@ -114,21 +114,21 @@ def _reload(run_paths: "RunPaths") -> "Plan":
 
     try:
         record = results.read_json(run_paths.run_json)
-        arms = [
-            plan.Arm(
-                name=arm["name"],
-                axes=arm["axes"],
-                config=parse(
-                    OmegaConf.merge(
-                        OmegaConf.structured(Config), OmegaConf.load(run_paths.hydra_dir(arm["name"]) / "config.yaml")
-                    )
-                ),
-                levels=tuple(arm["levels"]),
-                key=arm["service_key"],
-                copy=arm["copy"],
+        arms = []
+        for arm in record["plan"]["arms"]:
+            saved = OmegaConf.load(run_paths.hydra_dir(arm["name"]) / "config.yaml")
+            composed = OmegaConf.merge(OmegaConf.structured(Config), saved)
+            assert isinstance(composed, DictConfig)
+            arms.append(
+                plan.Arm(
+                    name=arm["name"],
+                    axes=arm["axes"],
+                    config=parse(composed),
+                    levels=tuple(arm["levels"]),
+                    key=arm["service_key"],
+                    copy=arm["copy"],
+                )
             )
-            for arm in record["plan"]["arms"]
-        ]
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"resume={run_paths.root}: not a run that can be taken up again: {error}") from error
     for arm in arms:
@@ -149,7 +149,9 @@ def _go(run: "Run", run_paths: "RunPaths") -> int:
         code = 128 + interrupted.signum
     progress.print_results(run.plan, run.rows)
     if code >= 128:
-        progress.console.print(f"interrupted; everything is stopped. Go on: python -m orchestrator resume={run_paths.root}")
+        progress.console.print(
+            f"interrupted; everything is stopped. Go on: python -m orchestrator resume={run_paths.root}"
+        )
     elif code:
         progress.console.print(f"Run again what failed or is INVALID: python -m orchestrator resume={run_paths.root}")
     progress.console.print(str(run_paths.root), soft_wrap=True)

@@ -171,15 +171,16 @@ def _concurrency(value: Any) -> list[int]:
 
 
 def _check_env(where: str, env: Mapping[str, Any]) -> None:
-    """Environment values are strings: YAML makes `on` True and `1` an int, and Ray compares with "1"."""
+    """Environment values are strings: YAML makes `on` True and `1` an int, and Ray Serve compares with "1"."""
     for name, value in env.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ConfigError(f"{where}: {name!r} is not a name of an environment variable")
-        if not isinstance(value, str):
-            text = {True: "1", False: "0"}.get(value, value) if isinstance(value, bool) else value
-            found = f"a {type(value).__name__} ({value})"
+        word = str(value).lower()
+        switch = {"true": "1", "on": "1", "yes": "1", "false": "0", "off": "0", "no": "0"}.get(word)
+        if not isinstance(value, str) or (switch and name.startswith("RAY_SERVE_")):
+            text = switch or value
             raise ConfigError(
-                f"{where}.{name} must be a quoted string, found {found}. "
+                f"{where}.{name} must be a quoted string that Ray understands, found {value!r}. "
                 f'In a file: {name}: "{text}"   On the command line: \'{where}.{name}="{text}"\''
             )
 
@@ -233,7 +234,7 @@ def _check_replicas(config: Config) -> None:
     if asked_cpus > has.num_cpus or asked_gpus > has.num_gpus:
         raise ConfigError(
             f"workload {config.workload.name} asks for {asked_cpus:g} CPU and {asked_gpus:g} GPU ({', '.join(parts)}); "
-            f"cluster {has.name} hands out {has.num_cpus} CPU and {has.num_gpus} GPU (cluster.num_cpus, cluster.num_gpus)"
+            f"cluster {has.name} hands out {has.num_cpus} CPU and {has.num_gpus} GPU (cluster.num_*)"
         )
 
 

@@ -21,7 +21,7 @@ from orchestrator.clusters.local_ray import LocalRay, client_environment, servic
 from orchestrator.config import ClusterKind, Config
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
-from orchestrator.plan import Arm, Plan, Service, Trial, Wave, primary_cells
+from orchestrator.plan import Plan, Service, Trial, Wave, primary_cells
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
 
@@ -143,7 +143,8 @@ class Run:
             self._finish("failed")
             raise
         states = [row["state"] for row in self.rows]
-        assert len(states) == len(self.plan.trials) and "planned" not in states, states
+        assert len(states) == len(self.plan.trials), states
+        assert "planned" not in states, states
         if self.errors or "failed" in states:
             self._finish("failed")
             return EXIT_FAILED

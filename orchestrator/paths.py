@@ -15,9 +15,7 @@ from pathlib import Path
 _RESERVED = frozenset(
     {"services", "plots", "run.json", "summary.parquet", "summary.csv", "comparison.csv", "report.html"}
 )
-_MAX_NAME_CHARS = (
-    120  # of the 255 bytes a file system allows; an attempt's suffix and a temporary's come on top
-)
+_MAX_NAME_CHARS = 120  # of the 255 bytes a file system allows; an attempt's suffix and a temporary's come on top
 
 
 def safe_name(name: str) -> str:

@@ -240,9 +240,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _blocks(
-    arms: Sequence[Arm], repeats: int, redeploy: Redeploy, rng: random.Random
-) -> list[list[Service]]:
+def _blocks(arms: Sequence[Arm], repeats: int, redeploy: Redeploy, rng: random.Random) -> list[list[Service]]:
     """Services block by block, each block in an order of its own."""
     shared: dict[tuple[str, int], list[Arm]] = {}
     for arm in arms:

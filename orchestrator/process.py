@@ -1,8 +1,8 @@
 """Finding and ending the processes of one service, whoever their parent is by now.
 
 A local Ray cluster is a tree whose members outlive their parents and rename themselves. Two traces stay: the
-marker variable in the environment, and (for agents whose title overwrites it) an open file below the
-service's own directory.
+marker variable in the environment, which holds the service's own directory, and (for agents whose title
+overwrites their environment) an open file below that directory.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -35,15 +36,23 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def members(marker: str, directory: Path) -> list[psutil.Process]:
-    """Live processes of the service with this marker value and temp directory, ourselves excluded."""
+def listener(port: int) -> dict[str, Any] | None:
+    """Which process listens on this TCP port of this machine (pid and name); None if none does or it is not ours."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.pid and connection.laddr[1:] == (port,):
+            return {"port": port, "pid": connection.pid, "process": psutil.Process(connection.pid).name()}
+    return None
+
+
+def members(directory: Path) -> list[psutil.Process]:
+    """Live processes of the service that this directory belongs to, ourselves excluded."""
     found = []
     inside = f"{directory}{os.sep}"
     for process in psutil.process_iter():
         try:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.environ().get(MARKER) == marker or any(
+            if process.environ().get(MARKER) == str(directory) or any(
                 file.path.startswith(inside) for file in process.open_files()
             ):
                 found.append(process)
@@ -52,7 +61,7 @@ def members(marker: str, directory: Path) -> list[psutil.Process]:
     return found
 
 
-def end_members(marker: str, directory: Path, timeout_s: float = 20.0) -> list[str]:
+def end_members(directory: Path, timeout_s: float = 20.0) -> list[str]:
     """Kill every process of the service until none is left.
 
     Returns descriptions of those that are still alive after `timeout_s`: empty is success. Members start
@@ -60,7 +69,7 @@ def end_members(marker: str, directory: Path, timeout_s: float = 20.0) -> list[s
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        alive = members(marker, directory)
+        alive = members(directory)
         if not alive or time.monotonic() > deadline:
             return [f"pid {process.pid}" for process in alive]
         for process in alive:

@@ -143,7 +143,9 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _result_cells(arm: Any, arms: Sequence[Any], level: int, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     def valid_points(name: str) -> dict[int, Mapping[str, Any]]:
-        return {row["repeat"]: row for row in rows if row["arm"] == name and row["concurrency"] == level and row["valid"]}
+        return {
+            row["repeat"]: row for row in rows if row["arm"] == name and row["concurrency"] == level and row["valid"]
+        }
 
     points, first = valid_points(arm.name), valid_points(arms[0].name)
     ran = sum(row["arm"] == arm.name and row["concurrency"] == level for row in rows)
@@ -154,7 +156,8 @@ def _result_cells(arm: Any, arms: Sequence[Any], level: int, rows: Sequence[Mapp
     cells.append(f"{len(points)}/{ran}")
     if len(arms) > 1:
         ratios = [
-            points[repeat]["throughput_rps"] / first[repeat]["throughput_rps"] for repeat in points.keys() & first.keys()
+            points[repeat]["throughput_rps"] / first[repeat]["throughput_rps"]
+            for repeat in points.keys() & first.keys()
         ]
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
         cells.append("" if arm is arms[0] else _number(mean))

@@ -18,7 +18,12 @@ PACKAGES = (
 
 def collect() -> dict[str, Any]:
     """The orchestrator's own side; the service reports its side in effective.json."""
-    return {"git": _git(), "packages": package_versions(), "python": platform.python_version(), "host": host()}
+    return {
+        "git": _git(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "host": host(),
+    }
 
 
 def package_versions() -> dict[str, str]:

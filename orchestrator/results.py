@@ -64,23 +64,15 @@ SUMMARY_COLUMNS: dict[str, Column] = {
     "profile": Column(_STR, "config name of the set of flags"),
     "cluster": Column(_STR, "config name of where it ran"),
     "service_key": Column(_STR, "hash of everything that makes two services the same"),
-    "load_mode": Column(
-        _STR, "closed (clients each waiting for their reply) or open (arrivals on a schedule)"
-    ),
+    "load_mode": Column(_STR, "closed (clients each waiting for their reply) or open (arrivals on a schedule)"),
     "concurrency": Column(_INT, "number of clients in closed loop, else null"),
     "offered_rps": Column(_FLOAT, "requests/s offered in open loop, else null"),
     "duration_s": Column(_FLOAT, "length of the measurement window, s"),
     "num_successful": Column(_INT, "requests that completed in the window without error"),
-    "num_failed": Column(
-        _INT, "requests that failed in the window, or were sent before its end and never finished"
-    ),
-    "error_ratio": Column(
-        _FLOAT, "num_failed / (num_successful + num_failed), 0 to 1; null without requests"
-    ),
+    "num_failed": Column(_INT, "requests that failed in the window, or were sent before its end and never finished"),
+    "error_ratio": Column(_FLOAT, "num_failed / (num_successful + num_failed), 0 to 1; null without requests"),
     "throughput_rps": Column(_FLOAT, "successes per second of the window"),
-    "goodput_rps": Column(
-        _FLOAT, "successes per second that meet every per-request SLO; null without an SLO"
-    ),
+    "goodput_rps": Column(_FLOAT, "successes per second that meet every per-request SLO; null without an SLO"),
     "input_throughput_tok_per_s": Column(_FLOAT, "input tokens of successes per second"),
     "output_throughput_tok_per_s": Column(
         _FLOAT, "output tokens (or chunks, where the workload streams chunks) of successes per second"
@@ -97,9 +89,7 @@ SUMMARY_COLUMNS: dict[str, Column] = {
     "tpot_mean_ms": Column(_FLOAT, "mean over successes of (latency - TTFT) / (tokens - 1), ms"),
     "tpot_p50_ms": Column(_FLOAT, "median TPOT, ms; null below 20 samples"),
     "tpot_p99_ms": Column(_FLOAT, "99th percentile of TPOT, ms; null below 1,000 samples"),
-    "latency_resolution_ms": Column(
-        _FLOAT, "width of the client's finest latency step, ms; 0 = raw clock readings"
-    ),
+    "latency_resolution_ms": Column(_FLOAT, "width of the client's finest latency step, ms; 0 = raw clock readings"),
     "client_cpu_ratio": Column(_FLOAT, "CPU of the busiest client process / one core, 0 to 1"),
     "valid": Column(_BOOL, "whether the point may enter a ratio; null unless complete"),
     "invalid_reasons": Column(_STR, ";-joined codes of the rules that were broken; empty if none"),
@@ -382,9 +372,7 @@ def compute_metrics(
         told = tokens.null_count < len(samples)
         per_request = pc.fill_null(tokens, 0).to_numpy() if told else None
         metrics[f"{side}_throughput_tok_per_s"] = (
-            None
-            if per_request is None
-            else int(per_request.sum(dtype=np.int64, where=succeeded)) / duration_s
+            None if per_request is None else int(per_request.sum(dtype=np.int64, where=succeeded)) / duration_s
         )
 
     targets = {_SLO_COLUMNS[key]: target for key, target in slo.items() if target is not None}
@@ -451,9 +439,7 @@ def drift(samples: pa.Table, duration_s: float) -> Drift | None:
     slope = (x @ deviation) / (x @ x)
     residual = deviation - slope * x
     half = _T_975_18DOF * np.sqrt(residual @ residual / (_NUM_SLICES - 2) / (x @ x))
-    low, mid, high = (
-        float(value * _NUM_SLICES / counts.mean()) for value in (slope - half, slope, slope + half)
-    )
+    low, mid, high = (float(value * _NUM_SLICES / counts.mean()) for value in (slope - half, slope, slope + half))
     return Drift(mid, low, high)
 
 
@@ -594,8 +580,7 @@ def _check_window(
     elif started_at_s > 0:
         validity.invalidate(
             "ramp_in_window",
-            f"The last client started {started_at_s:.3g} s into the window, not before it. "
-            "Lengthen warmup_s.",
+            f"The last client started {started_at_s:.3g} s into the window, not before it. Lengthen warmup_s.",
         )
 
 
@@ -677,9 +662,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     Raises `ValueError` for an unknown key or a value of another type, naming the column.
     """
     if unknown := {key for row in rows for key in row} - set(SUMMARY_COLUMNS):
-        raise ValueError(
-            f"not summary columns: {sorted(unknown)}; they are listed in results.SUMMARY_COLUMNS"
-        )
+        raise ValueError(f"not summary columns: {sorted(unknown)}; they are listed in results.SUMMARY_COLUMNS")
     columns = []
     for name, column in SUMMARY_COLUMNS.items():
         try:

@@ -122,9 +122,7 @@ def static_stream(num_chunks: int = 50) -> Behaviour:
     return behaviour
 
 
-def delay(
-    delay_ms: float = 20, slow_ms: float | None = None, slow_every: int = 10, spaced: bool = False
-) -> Behaviour:
+def delay(delay_ms: float = 20, slow_ms: float | None = None, slow_every: int = 10, spaced: bool = False) -> Behaviour:
     """Echo after `delay_ms`; every `slow_every`th request after `slow_ms` instead."""
 
     def behaviour(connection: Connection, path: str, number: int) -> None:
@@ -191,9 +189,7 @@ def short_body(delay_ms: float = 10) -> Behaviour:
     """Promises 1,000 bytes, sends ten and closes."""
 
     def behaviour(connection: Connection, path: str, number: int) -> None:
-        data = (
-            HEADERS.format(status="200 OK", type="text/plain", length=1000, more="").encode() + b"0123456789"
-        )
+        data = HEADERS.format(status="200 OK", type="text/plain", length=1000, more="").encode() + b"0123456789"
         asyncio.get_running_loop().call_later(delay_ms / 1000, connection.finish, data, True)
 
     return behaviour
@@ -210,8 +206,7 @@ def hang(after: int = 0, delay_ms: float = 10) -> Behaviour:
 
 
 BEHAVIOURS: dict[str, Callable[..., Behaviour]] = {
-    function.__name__: function
-    for function in (static, static_stream, delay, stream, drop, fixed, short_body, hang)
+    function.__name__: function for function in (static, static_stream, delay, stream, drop, fixed, short_body, hang)
 }
 
 

@@ -68,11 +68,7 @@ def write(path: Path, code: str) -> str:
 
 
 def worker_pids(parent: int | None = None) -> list[int]:
-    return [
-        child.pid
-        for child in psutil.Process(parent).children()
-        if "locust_worker" in " ".join(child.cmdline())
-    ]
+    return [child.pid for child in psutil.Process(parent).children() if "locust_worker" in " ".join(child.cmdline())]
 
 
 # --- Times ---

@@ -40,9 +40,7 @@ def table(**columns: Any) -> pa.Table:
     """Samples from some columns; the others are null, `ok` is true and `client_process` 0."""
     n = len(columns["sent_at_s"])
     columns = {"ok": [True] * n, "client_process": [0] * n, "latency_ms": [1.0] * n} | columns
-    return pa.table(
-        [pa.array(columns.get(name, [None] * n), type) for name, type in _fields()], schema=SAMPLES_SCHEMA
-    )
+    return pa.table([pa.array(columns.get(name, [None] * n), type) for name, type in _fields()], schema=SAMPLES_SCHEMA)
 
 
 def _fields() -> list[tuple[str, pa.DataType]]:
@@ -86,9 +84,7 @@ def test_metrics_percentiles_are_of_raw_successes_in_the_window(n: int) -> None:
     latency = rng.lognormal(3, 1, 3 * n)
     sent = np.concatenate([np.full(n, 1.0), np.full(n, -100.0), np.full(n, 1.0)])
     ok = np.repeat([True, True, False], n)  # the last n fail, the middle n are of the warm-up
-    found = metrics_of(
-        table(sent_at_s=sent, latency_ms=latency, ttft_ms=latency / 4, ok=ok), duration_s=1000.0
-    )
+    found = metrics_of(table(sent_at_s=sent, latency_ms=latency, ttft_ms=latency / 4, ok=ok), duration_s=1000.0)
     for prefix, scale, labels in (
         ("latency", 1, ("50", "90", "95", "99", "99.9")),
         ("ttft", 4, ("50", "99")),
@@ -165,9 +161,7 @@ def test_a_failure_without_latency_counts_when_sent() -> None:
 
 @given(
     st.lists(
-        st.tuples(
-            st.floats(-20, 20), st.floats(0, 30_000), st.sampled_from(["ok", "HTTP 500", "unfinished"])
-        ),
+        st.tuples(st.floats(-20, 20), st.floats(0, 30_000), st.sampled_from(["ok", "HTTP 500", "unfinished"])),
         max_size=40,
     )
 )
@@ -459,9 +453,7 @@ def test_in_flight_does_not_apply_in_open_loop() -> None:
 
 
 def test_several_breaches_are_all_told() -> None:
-    found = judge(
-        table(**closed_loop(busy_ratio=0.5)), client=CLIENT | {"cpu_ratio": 1.0}, server={"failed": ["a"]}
-    )
+    found = judge(table(**closed_loop(busy_ratio=0.5)), client=CLIENT | {"cpu_ratio": 1.0}, server={"failed": ["a"]})
     assert found.reasons == ["in_flight", "client_cpu", "actor_failed"]
     assert found.unchecked == ["replica_restart"]
 
@@ -525,9 +517,7 @@ def test_other_columns_are_refused_by_name(tmp_path: Path) -> None:
         ({"sent_at_s": [1.0], "latency_ms": [None]}, "successful request without latency_ms"),
     ],
 )
-def test_rows_that_would_be_miscounted_are_refused(
-    tmp_path: Path, columns: dict[str, Any], message: str
-) -> None:
+def test_rows_that_would_be_miscounted_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     path = tmp_path / "samples.parquet"
     with pytest.raises(ValueError, match=message):
         write_samples(path, table(**columns))

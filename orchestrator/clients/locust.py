@@ -54,17 +54,13 @@ class LocustClient:
     `options` reach it as `self.environment.parsed_options`. `env` is all of the processes' environment.
     """
 
-    def __init__(
-        self, locustfile: str, options: Mapping[str, Any], num_processes: int, env: Mapping[str, str]
-    ) -> None:
+    def __init__(self, locustfile: str, options: Mapping[str, Any], num_processes: int, env: Mapping[str, str]) -> None:
         self.locustfile = locustfile
         self.options = dict(options)
         self.num_processes = num_processes
         self.env = dict(env)
 
-    def run(
-        self, url: str, level: Level, directory: Path, on_progress: Callable[[Live], None]
-    ) -> dict[str, Any]:
+    def run(self, url: str, level: Level, directory: Path, on_progress: Callable[[Live], None]) -> dict[str, Any]:
         """Drive one level; writes `client.log` and `samples.parquet`, returns the client's facts."""
         num_processes = min(self.num_processes, level.concurrency)
         shards = [directory / f"samples.{index}.part" for index in range(num_processes)]
@@ -169,9 +165,7 @@ class _Processes:
             events = self.selector.select(max(0.0, deadline_s - time.monotonic()))
             if not events:
                 missing = [index for index in range(self.num_processes) if index not in answers]
-                raise TrialError(
-                    f"load client process {missing} did not come to '{kind}' in time; {self._tail()}"
-                )
+                raise TrialError(f"load client process {missing} did not come to '{kind}' in time; {self._tail()}")
             for key, _ in events:
                 data = os.read(key.fd, 65536)
                 if not data:

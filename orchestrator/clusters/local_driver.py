@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-import psutil
 import ray
 from ray import serve
 from ray._private import state as ray_state
@@ -30,7 +29,7 @@ from ray.serve._private.api import serve_start
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeDeploySchema
 
 from orchestrator import provenance
-from orchestrator.process import MARKER, end_members
+from orchestrator.process import end_members, listener
 
 # Read back from the actors, less what must not be written down.
 _REPORTED_PREFIXES = ("RAY_", "VLLM_")
@@ -54,7 +53,7 @@ def main() -> NoReturn:
         _say(channel, event="failed", error=str(error) or repr(error))
         sys.stdin.read()  # stay until told to go: logs are copied meanwhile
     finally:
-        end_members(os.environ[MARKER], directory)
+        end_members(directory)
         shutil.rmtree(directory, ignore_errors=True)
         os._exit(0)  # Ray's exit handlers would wait for processes that are gone
 
@@ -140,7 +139,12 @@ def _wait_for_reply(url: str, channel: TextIO) -> None:
 def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Which Serve actors live now, who listens, and whether Serve itself calls the application healthy."""
     actors = [
-        {"id": actor_id, "name": actor["Name"], "kind": actor["ActorClassName"].split(":")[0], "pid": actor["Pid"]}
+        {
+            "id": actor_id,
+            "name": actor["Name"],
+            "kind": actor["ActorClassName"].split(":")[0],
+            "pid": actor["Pid"],
+        }
         for actor_id, actor in ray_state.actors().items()
         if actor["State"] == "ALIVE" and actor["Name"].startswith("SERVE_")
     ]
@@ -151,14 +155,7 @@ def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:
         for name, deployment in application.deployments.items()
         if deployment.status != DeploymentStatus.HEALTHY
     ]
-    return {"actors": actors, "listener": _listener(spec["http_port"]), "unhealthy": unhealthy}
-
-
-def _listener(port: int) -> dict[str, Any] | None:
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid:
-            return {"port": port, "pid": connection.pid, "process": psutil.Process(connection.pid).name()}
-    return None
+    return {"actors": actors, "listener": listener(spec["http_port"]), "unhealthy": unhealthy}
 
 
 def _report(_actor: Any) -> dict[str, Any]:
@@ -180,7 +177,8 @@ def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
     Raises RuntimeError when a declared variable did not arrive in one of them.
     """
     declared: dict[str, str] = spec["declared_env"]
-    actors, missing = [], []
+    actors: list[dict[str, Any]] = []
+    missing: list[str] = []
     for actor in _snapshot(spec)["actors"]:
         handle = ray.get_actor(actor["name"], namespace="serve")
         report = ray.get(handle.__ray_call__.remote(_report), timeout=_ACTOR_ANSWER_TIMEOUT_S)
@@ -207,7 +205,7 @@ def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
         "flag_effects": effects,
         "consequences": consequences,
         "warnings": warnings,
-        "listener": _listener(spec["http_port"]),
+        "listener": listener(spec["http_port"]),
         "versions": {
             "python": platform.python_version(),
             "ray_commit": ray.__commit__,
@@ -221,8 +219,7 @@ def _reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str
     return {
         name: value
         for name, value in sorted(env.items())
-        if (name in declared or name.startswith(_REPORTED_PREFIXES))
-        and not any(part in name for part in _SECRET_PARTS)
+        if (name in declared or name.startswith(_REPORTED_PREFIXES)) and not any(part in name for part in _SECRET_PARTS)
     }
 
 
@@ -268,7 +265,8 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
 def _constants_under(env: Mapping[str, str], without: Mapping[str, str]) -> dict[str, Any]:
     assert serve_constants.__file__ is not None
     module_spec = importlib.util.spec_from_file_location("_constants_afresh", serve_constants.__file__)
-    assert module_spec is not None and module_spec.loader is not None
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     with _environment(env, without):
         module_spec.loader.exec_module(module)

@@ -7,6 +7,7 @@ directory named after it, which is atomic, so two orchestrators cannot take the 
 
 import ast
 import difflib
+import fcntl
 import importlib.util
 import json
 import os
@@ -30,7 +31,7 @@ import yaml
 from orchestrator import provenance
 from orchestrator.config import Config, render_application
 from orchestrator.errors import ConfigError, ServiceError
-from orchestrator.process import MARKER, clean_environment, end_members
+from orchestrator.process import MARKER, clean_environment, end_members, listener
 
 # Below Linux's ephemeral range (32768 on), where Ray's workers take their own ports.
 _FIRST_PORT, _LAST_PORT, _BLOCK_PORTS = 10000, 32000, 200
@@ -69,13 +70,18 @@ class LocalRay:
         _check_source(config.workload.application["import_path"])
         port = config.cluster.http_port
         if port is not None and not _is_free(port):
-            raise ConfigError(f"cluster.http_port={port} is in use{_holder(port)}; choose another, or null for a free one")
+            raise ConfigError(
+                f"cluster.http_port={port} is in use{_holder(port)}; choose another, or null for a free one"
+            )
 
     def check_imports(self, config: Config) -> None:
         """Import the application and the client's file, each in a child process. Raises ConfigError."""
         extra = config.workload.extra
         hint = f"\nIt needs: pip install '.[{extra}]'" if extra else ""
-        for module in (config.workload.application["import_path"].split(":")[0], config.workload.client.locustfile):
+        for module in (
+            config.workload.application["import_path"].split(":")[0],
+            config.workload.client.locustfile,
+        ):
             done = subprocess.run(
                 [sys.executable, "-c", f"import {module}"],
                 env=client_environment(),
@@ -93,9 +99,8 @@ class LocalRay:
         Writes `service.yaml` before and the logs after into `log_dir`. Raises ServiceError with the replica's own
         words and the log's path when it cannot be brought up, or when a process of it survives.
         """
-        directory, base_port = _claim_block()
+        directory, base_port, claim = _claim_block()
         http_port = config.cluster.http_port or base_port
-        marker = f"{base_port}-{secrets.token_hex(4)}"
         serve_config = render_service(config, http_port)
         spec = {
             "directory": str(directory),
@@ -110,15 +115,16 @@ class LocalRay:
         }
         driver = None
         try:
-            driver = _Driver(spec, _service_environment(config, base_port, directory, marker), log_dir / "driver.log")
+            driver = _Driver(spec, _service_environment(config, base_port, directory), log_dir / "driver.log")
             effective = driver.wait_ready(config.cluster.startup_timeout_s, on_status)
             yield LocalService(f"http://127.0.0.1:{http_port}", effective, driver)
         finally:
             _copy_logs(directory, log_dir)
             if driver is not None:
                 driver.stop()
-            survivors = end_members(marker, directory)
+            survivors = end_members(directory)
             shutil.rmtree(directory, ignore_errors=True)
+            os.close(claim)
             if survivors:
                 raise ServiceError(f"processes of the service would not end: {', '.join(survivors)}; log: {log_dir}")
 
@@ -161,7 +167,8 @@ class _Driver:
 
     def stop(self) -> None:
         """Close its standard input, on which it ends itself and its tree; the caller sweeps up what is left."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.close()
             self._process.wait(timeout=30)
@@ -240,9 +247,7 @@ def check_flags(env: Mapping[str, str]) -> None:
             continue
         nearest = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
         advice = f"; nearest known: {', '.join(nearest)}" if nearest else ""
-        raise ConfigError(
-            f"Ray {provenance.package_versions().get('ray')} knows no flag {name}{advice}"
-        )
+        raise ConfigError(f"Ray {provenance.package_versions().get('ray')} knows no flag {name}{advice}")
 
 
 def _ray_root() -> Path:
@@ -287,9 +292,9 @@ def client_environment() -> dict[str, str]:
     return clean_environment() | {"PYTHONPATH": os.pathsep.join(search), "PYTHONUNBUFFERED": "1"}
 
 
-def _service_environment(config: Config, base_port: int, directory: Path, marker: str) -> dict[str, str]:
+def _service_environment(config: Config, base_port: int, directory: Path) -> dict[str, str]:
     ours = {
-        MARKER: marker,
+        MARKER: str(directory),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -319,8 +324,23 @@ def _service_environment(config: Config, base_port: int, directory: Path, marker
     return client_environment() | settings | declared | ours
 
 
-def _claim_block() -> tuple[Path, int]:
-    """A directory of our own and the first of `_BLOCK_PORTS` ports that go with it."""
+def is_claimed(directory: Path) -> bool:
+    """Whether a live orchestrator holds this service directory."""
+    claim = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(claim)
+    return False
+
+
+def _claim_block() -> tuple[Path, int, int]:
+    """A directory of our own, the first of `_BLOCK_PORTS` ports that go with it, and a lock on the directory.
+
+    The lock is a file descriptor; the system releases it when this process ends, however it ends.
+    """
     bases = list(range(_FIRST_PORT, _LAST_PORT, _BLOCK_PORTS))
     secrets.SystemRandom().shuffle(bases)
     for base in bases:
@@ -330,7 +350,9 @@ def _claim_block() -> tuple[Path, int]:
         except FileExistsError:
             continue
         if all(_is_free(base + offset) for offset in range(_BLOCK_PORTS)):
-            return directory, base
+            claim = os.open(directory, os.O_RDONLY)
+            fcntl.flock(claim, fcntl.LOCK_EX)
+            return directory, base, claim
         directory.rmdir()
     raise ServiceError(
         f"no free block of {_BLOCK_PORTS} ports in {_FIRST_PORT}..{_LAST_PORT}; "
@@ -348,15 +370,6 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _holder(port: int) -> str:
-    import psutil
-
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid:
-            return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    return ""
-
-
 def _copy_logs(directory: Path, log_dir: Path) -> None:
     """Serve's and the workers' logs, the last MiB of each; Ray's own directory is about to go."""
     for folder in directory.glob("session_2*/logs"):
@@ -364,9 +377,9 @@ def _copy_logs(directory: Path, log_dir: Path) -> None:
             if path.stat().st_size:
                 with path.open("rb") as source:
                     source.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))
-                    (log_dir / f"{path.stem}{path.suffix if path.suffix == '.log' else path.suffix + '.log'}").write_bytes(
-                        source.read()
-                    )
+                    (
+                        log_dir / f"{path.stem}{path.suffix if path.suffix == '.log' else path.suffix + '.log'}"
+                    ).write_bytes(source.read())
 
 
 def _last_lines(text: str, count: int) -> str:

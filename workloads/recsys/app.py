@@ -55,6 +55,6 @@ class Ingress:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """`model` (DLRM's arguments), `num_candidates` (rows a request), `max_batch_size` (requests), `batch_wait_timeout_s`."""
+    """`model` (DLRM's arguments), `num_candidates` (rows a request), `max_batch_size` (requests) and its wait."""
     ranker = Ranker.bind(args["model"], int(args["max_batch_size"]), float(args["batch_wait_timeout_s"]))
     return Ingress.bind(ranker, int(args["num_candidates"]), int(args["model"]["cardinality"]))

@@ -22,9 +22,7 @@ class EchoUser(FastHttpUser):
         with self.client.get(self.path, name="/echo", headers=self.headers, catch_response=True) as response:
             if response.request_meta["exception"] is None and response.content != self.expected:
                 if is_json(response.content, self.reply):
-                    self.expected = (
-                        response.content
-                    )  # the same in another spelling: compare bytes from now on
+                    self.expected = response.content  # the same in another spelling: compare bytes from now on
                 else:
                     response.failure(f"wrong_body: {response.content[:80]!r}")
 
