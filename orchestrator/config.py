@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -248,8 +248,7 @@ def render_application(config: Config) -> dict[str, Any]:
         OmegaConf.create(config.workload.application),
         OmegaConf.create(config.profile.app),
     )
-    application = OmegaConf.to_container(merged)
-    assert isinstance(application, dict)
+    application = cast(dict[str, Any], OmegaConf.to_container(merged))
     deployments = application.pop("deployments")
     application["deployments"] = [{"name": name, **settings} for name, settings in deployments.items()]
     return application

@@ -70,9 +70,9 @@ class LocalRay:
         _check_source(config.workload.application["import_path"])
         port = config.cluster.http_port
         if port is not None and not _is_free(port):
-            raise ConfigError(
-                f"cluster.http_port={port} is in use{_holder(port)}; choose another, or null for a free one"
-            )
+            holder = listener(port)
+            by = f" by {holder['process']} (pid {holder['pid']})" if holder else ""
+            raise ConfigError(f"cluster.http_port={port} is in use{by}; choose another, or null for a free one")
 
     def check_imports(self, config: Config) -> None:
         """Import the application and the client's file, each in a child process. Raises ConfigError."""
