@@ -40,7 +40,10 @@ def listener(port: int) -> dict[str, Any] | None:
     """Which process listens on this TCP port of this machine (pid and name); None if none does or it is not ours."""
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.pid and connection.laddr[1:] == (port,):
-            return {"port": port, "pid": connection.pid, "process": psutil.Process(connection.pid).name()}
+            try:
+                return {"port": port, "pid": connection.pid, "process": psutil.Process(connection.pid).name()}
+            except psutil.NoSuchProcess:  # HAProxy replaces itself when its backends change
+                return listener(port)
     return None
 
 

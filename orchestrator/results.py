@@ -143,9 +143,16 @@ TRIAL_KEYS = {
 CLIENT_KEYS = {
     "window_s": "how long load was really offered within the window, s",
     "all_clients_started_at_s": "when the last client sent its first request, s from the window's start",
+    "num_processes": "number of client processes",
     "cpu_ratio": "CPU of the busiest client process over the window / one core, 0 to 1",
-    "lag_p50_ms": "median delay of a timer on the client's event loop, ms",
+    "cpu_ratios": "list: the same for each client process",
+    "lag_p50_ms": "median delay until the client's event loop takes up what is due, ms; the worst process",
+    "lag_p99_ms": "99th percentile of the same, ms",
     "latency_resolution_ms": "width of the finest latency step, ms; 0 = raw clock readings",
+    "num_requests": "requests on record, warm-up included = rows of samples.parquet",
+    "num_unfinished": "requests still in flight after drain_s",
+    "num_task_errors": "exceptions that the locustfile's task raised",
+    "versions": "object: package to version of the client",
 }
 SERVER_KEYS = {
     "restarted": "list of names of replicas that were replaced during the trial",
