@@ -78,12 +78,11 @@ class LocalRay:
         """Import the application and the client's file, each in a child process. Raises ConfigError."""
         extra = config.workload.extra
         hint = f"\nIt needs: pip install '.[{extra}]'" if extra else ""
-        for module in (
-            config.workload.application["import_path"].split(":")[0],
-            config.workload.client.locustfile,
-        ):
+        application = config.workload.application["import_path"].split(":")[0]
+        for module in (application, config.workload.client.locustfile):
+            load = [module] if module.endswith(".py") else ["-c", f"import {module}"]
             done = subprocess.run(
-                [sys.executable, "-c", f"import {module}"],
+                [sys.executable, *load],
                 env=client_environment(),
                 capture_output=True,
                 text=True,
