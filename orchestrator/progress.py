@@ -4,7 +4,7 @@ On a terminal: one line that stays (what is happening now, live throughput, p99 
 above it. Elsewhere (CI, a pipe): the same facts as plain lines, without the live figures.
 """
 
-import math
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -151,15 +151,15 @@ def _result_cells(arm: Any, arms: Sequence[Any], level: int, rows: Sequence[Mapp
     ran = sum(row["arm"] == arm.name and row["concurrency"] == level for row in rows)
     cells = [f"c={level}", escape(arm.name)]
     for column in ("throughput_rps", "latency_p50_ms", "latency_p99_ms"):
-        values = sorted(point[column] for point in points.values() if point[column] is not None)
-        cells.append(_number(values[len(values) // 2] if values else None))
+        values = [point[column] for point in points.values() if point[column] is not None]
+        cells.append(_number(statistics.median(values) if values else None))
     cells.append(f"{len(points)}/{ran}")
     if len(arms) > 1:
         ratios = [
             points[repeat]["throughput_rps"] / first[repeat]["throughput_rps"]
             for repeat in points.keys() & first.keys()
         ]
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+        mean = statistics.geometric_mean(ratios) if ratios else None
         cells.append("" if arm is arms[0] else _number(mean))
     return cells
 

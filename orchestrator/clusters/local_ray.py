@@ -89,13 +89,13 @@ class LocalRay:
                 timeout=config.cluster.startup_timeout_s,
             )
             if done.returncode != 0:
-                raise ConfigError(f"{module} does not import:\n{_last_lines(done.stderr, 6)}{hint}")
+                raise ConfigError(f"{module} does not import:\n{_last_lines(done.stderr, 4)}{hint}")
 
     @contextmanager
     def service(self, config: Config, log_dir: Path, on_status: Callable[[str], None]) -> Iterator[LocalService]:
         """Bring one service up, and always take it down again.
 
-        Writes `service.yaml` before and the logs after into `log_dir`. Raises ServiceError with the replica's own
+        Copies the logs into `log_dir` at the end. Raises ServiceError with the replica's own
         words and the log's path when it cannot be brought up, or when a process of it survives.
         """
         directory, base_port, claim = _claim_block()
