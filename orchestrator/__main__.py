@@ -101,7 +101,7 @@ def _execute(jobs: list["Job"], command: list[str]) -> int:
         run_paths = paths.create_run_dir(outputs / "dry_runs", datetime.now())
         execute.write_service_files(the_plan, run_paths)
         progress.print_plan(the_plan)
-        progress.console.print(f"Rendered service files: {run_paths.root}/services", soft_wrap=True)
+        progress.line(f"Rendered service files: {run_paths.root}/services")
         return EXIT_OK
     run_paths = paths.create_run_dir(outputs, datetime.now())
     execute.keep_hydra_record(the_plan, run_paths)
@@ -148,13 +148,10 @@ def _go(run: "Run", run_paths: "RunPaths") -> int:
     except execute.Interrupted as interrupted:
         code = 128 + interrupted.signum
     progress.print_results(run.plan, run.rows)
-    if code >= 128:
-        progress.console.print(
-            f"interrupted; everything is stopped. Go on: python -m orchestrator resume={run_paths.root}"
-        )
-    elif code:
-        progress.console.print(f"Run again what failed or is INVALID: python -m orchestrator resume={run_paths.root}")
-    progress.console.print(str(run_paths.root), soft_wrap=True)
+    if code:
+        why = "Interrupted; everything is stopped. Go on" if code >= 128 else "Run again what failed or is INVALID"
+        progress.line(f"{why}: python -m orchestrator resume={run_paths.root}")
+    progress.line(str(run_paths.root))
     return code
 
 

@@ -5,7 +5,6 @@ above it. Elsewhere (CI, a pipe): the same facts as plain lines, without the liv
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -90,7 +89,7 @@ class Progress:
         self.line(f"  [yellow]warning[/yellow] {escape(text)}")
 
     def line(self, text: str) -> None:
-        console.print(text, soft_wrap=True)
+        line(text)
 
     def _now(self, text: str) -> None:
         if self._status:
@@ -139,6 +138,7 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
                     table.add_row(*_result_cells(arm, arms, level, rows))
             table.add_section()
         console.print(table)
+    console.print("- : no VALID point, or too few samples to say (a p99 needs 1,000)")
 
 
 def _result_cells(arm: Any, arms: Sequence[Any], level: int, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -170,6 +170,6 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def error(text: str) -> None:
-    """To standard error, in words for the user."""
-    print(f"error: {text}", file=sys.stderr)
+def line(text: str) -> None:
+    """One line of rich markup, never broken: paths and commands stay fit to copy."""
+    console.print(text, soft_wrap=True)
