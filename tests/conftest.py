@@ -1,0 +1,25 @@
+"""What the tests share: composing the real configs, and the promise that nothing is left running."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import pytest
+
+from orchestrator.config import Config, parse, register
+
+ROOT = Path(__file__).resolve().parent.parent
+Compose = Callable[..., Config]
+
+
+@pytest.fixture
+def compose(monkeypatch: pytest.MonkeyPatch) -> Compose:
+    """`compose("workload=recsys", ...)`: the parsed config that these overrides give."""
+    monkeypatch.setenv("SERVE_ORCHESTRATOR_SCRATCH", "unused")
+    register()
+
+    def run(*overrides: str) -> Config:
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return parse(hydra.compose("config", overrides=list(overrides)))
+
+    return run

@@ -1,0 +1,162 @@
+"""Do the committed configs say what the study set, and is bad input refused with the fix?"""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.config import render_application
+from orchestrator.errors import ConfigError
+from tests.conftest import ROOT, Compose
+
+HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_TCP_NODELAY": "1"}
+THROUGHPUT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+PROFILES = {
+    "baseline": {},
+    "haproxy": HAPROXY,
+    "grpc": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
+    "single_event_loop": {
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    },
+    "throughput": THROUGHPUT,
+    "all_on": HAPROXY | THROUGHPUT,
+    "recsys_study": {"RAY_SERVE_ENABLE_HA_PROXY": "1"} | THROUGHPUT,
+    "optimized": HAPROXY
+    | THROUGHPUT
+    | {
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    },
+}
+GRIDS = {
+    "unary": ([1, 2, 4, 8, 16, 32, 64, 128, 256], 200),
+    "streaming": ([1, 2, 4, 8, 16, 32, 64, 128], 700),
+    "recsys": ([10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 400, 500], 500),
+}
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "conf").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_name_is_file_name(path: Path) -> None:
+    content = yaml.safe_load(path.read_text())
+    if path.parent.name == "experiment":
+        assert f"+experiment={path.stem} " in path.read_text()  # the command in its comment
+    else:
+        assert content["name"] == path.stem
+
+
+@pytest.mark.parametrize(("workload", "profile"), [*itertools.product(options("workload"), options("profile"))])
+def test_every_combination_composes(compose: Compose, workload: str, profile: str) -> None:
+    for sweep in (workload, "quick"):
+        config = compose(f"workload={workload}", f"profile={profile}", f"sweep={sweep}")
+        assert (config.workload.name, config.profile.name, config.sweep.name) == (workload, profile, sweep)
+        assert render_application(config)["import_path"] == f"workloads.{workload}.app:build"
+
+
+def test_profiles_set_what_the_study_set(compose: Compose) -> None:
+    assert options("profile") == sorted(PROFILES)
+    for name, env in PROFILES.items():
+        assert compose(f"profile={name}").profile.env == env
+
+
+@pytest.mark.parametrize("workload", GRIDS)
+def test_sweep_follows_the_workload(compose: Compose, workload: str) -> None:
+    config = compose(f"workload={workload}")
+    levels, latency_p99_ms = GRIDS[workload]
+    assert config.sweep.concurrency == levels
+    assert (config.sweep.duration_s, config.sweep.cooldown_s, config.sweep.repeats) == (60, 15, 5)
+    assert config.slo.latency_p99_ms == latency_p99_ms
+    quick = compose(f"workload={workload}", "sweep=quick")
+    assert len(quick.sweep.concurrency) == 3
+    assert quick.slo.latency_p99_ms == latency_p99_ms  # the target belongs to the workload, not to the grid
+
+
+def test_overrides_reach_the_application_and_the_client(compose: Compose) -> None:
+    config = compose("workload.num_replicas=3", "workload.max_ongoing_requests=7", "workload.payload_bytes=0")
+    assert render_application(config)["deployments"] == [
+        {"name": "Ingress", "num_replicas": 3, "max_ongoing_requests": 7},
+        {"name": "Echo", "num_replicas": 3, "max_ongoing_requests": 7},
+    ]
+    assert config.workload.client.options["payload_bytes"] == 0
+    recsys = compose("workload=recsys", "workload.model.cardinality=10", "workload.num_ingress_replicas=5")
+    application = render_application(recsys)
+    assert application["args"]["model"]["cardinality"] == 10
+    assert {each["name"]: each["num_replicas"] for each in application["deployments"]} == {"Ingress": 5, "Ranker": 1}
+
+
+def test_recsys_is_the_studys(compose: Compose) -> None:
+    args = render_application(compose("workload=recsys"))["args"]
+    assert args["model"] == {
+        "embedding_dim": 64,
+        "cardinality": 100000,
+        "bottom_mlp": [256, 64],
+        "top_mlp": [256, 128, 64],
+    }
+    assert (args["num_candidates"], args["max_batch_size"], args["batch_wait_timeout_s"]) == (32, 100, 0.05)
+
+
+def test_profile_app_lies_over_the_workloads(compose: Compose) -> None:
+    config = compose("+profile.app.deployments.Echo.max_ongoing_requests=5", "+profile.app.args.extra=1")
+    application = render_application(config)
+    assert {each["name"]: each["max_ongoing_requests"] for each in application["deployments"]} == {
+        "Ingress": 100000,
+        "Echo": 5,
+    }
+    assert application["args"] == {"extra": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "fix"), [("true", "1"), ("on", "1"), ("1", "1"), ("0", "0"), ("false", "0"), ("No", "0")]
+)
+def test_unquoted_flag_is_refused_with_the_quoting_that_works(compose: Compose, value: str, fix: str) -> None:
+    key = "profile.env.RAY_SERVE_ENABLE_HA_PROXY"
+    with pytest.raises(ConfigError) as refused:
+        compose("profile=haproxy", f"{key}={value}")
+    assert f"'{key}=\"{fix}\"'" in str(refused.value)
+    assert compose("profile=haproxy", f'{key}="{fix}"').profile.env["RAY_SERVE_ENABLE_HA_PROXY"] == fix
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sweep.concurrency=[]", "empty"),
+        ("sweep.concurrency=-1", "-1"),
+        ("sweep.concurrency=0", "found 0"),
+        ("sweep.concurrency=[1,2.5]", "2.5"),
+        ("sweep.concurrency=[true]", "True"),
+        ("sweep.concurrency=null", "None"),
+        ("sweep.concurrency=many", "'many'"),
+        ("sweep.concurrency=[4,4]", "twice"),
+        ("sweep.duration_s=0", "sweep.duration_s"),
+        ("sweep.duration_s=inf", "sweep.duration_s"),
+        ("sweep.repeats=0", "sweep.repeats"),
+        ("sweep.drain_s=-1", "sweep.drain_s"),
+        ("validity.max_error_ratio=-0.1", "validity.max_error_ratio"),
+        ("cluster.http_port=80", "1024..65535"),
+        ("workload.num_replicas=17", "34 CPU"),
+        ("workload.num_replicas=0", "num_replicas"),
+        ("cluster.gpus_per_model_replica=1", None),
+        ("slo.latency_p99_ms=-3", "slo.latency_p99_ms"),
+        ("+workload.env={1A: x}", "1A"),
+    ],
+)
+def test_bad_values_are_refused(compose: Compose, override: str, says: str | None) -> None:
+    if says is None:  # a GPU that the cluster has not, asked for by a workload that holds a model
+        with pytest.raises(ConfigError, match="1 GPU"):
+            compose("workload=recsys", override)
+        return
+    with pytest.raises(ConfigError) as refused:
+        compose(override)
+    assert says in str(refused.value)
+
+
+def test_one_level_need_not_be_a_list(compose: Compose) -> None:
+    assert compose("sweep.concurrency=8").sweep.concurrency == [8]

@@ -1,0 +1,151 @@
+"""Which arms, services and trials come of which jobs, in which order?"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.plan import Job, Plan, make_plan, primary_cells, service_key
+from tests.conftest import Compose
+
+
+def jobs(compose: Compose, *each: Sequence[str]) -> list[Job]:
+    """One job for each list of overrides."""
+    made = []
+    for overrides in each:
+        pairs = dict(override.lstrip("+").split("=", 1) for override in overrides)
+        made.append(Job(compose(*overrides), pairs, pairs.get("profile", "baseline")))
+    return made
+
+
+def names(plan: Plan) -> list[str]:
+    return [arm.name for arm in plan.arms]
+
+
+def test_arms_are_named_after_what_varies(compose: Compose) -> None:
+    assert names(make_plan(jobs(compose, ["workload=recsys", "profile=grpc"]), 0)) == ["grpc"]
+    two = jobs(compose, ["profile=baseline"], ["profile=grpc"])
+    assert names(make_plan(two, 0)) == ["baseline", "grpc"]
+    four = jobs(
+        compose, *(["workload=" + w, "profile=" + p] for w in ("unary", "streaming") for p in ("baseline", "grpc"))
+    )
+    plan = make_plan(four, 0)
+    assert names(plan) == ["unary,baseline", "unary,grpc", "streaming,baseline", "streaming,grpc"]
+    assert plan.arms[3].axes == {"workload": "streaming", "profile": "grpc"}
+    assert plan.arms[3].other_axes == (("workload", "streaming"),)
+    replicas = jobs(compose, ["workload.num_replicas=1"], ["workload.num_replicas=2"])
+    assert names(make_plan(replicas, 0)) == ["num_replicas=1", "num_replicas=2"]
+
+
+def test_swept_levels_are_one_arm(compose: Compose) -> None:
+    swept = make_plan(jobs(compose, ["sweep.concurrency=4"], ["sweep.concurrency=2"]), 0)
+    listed = make_plan(jobs(compose, ["sweep.concurrency=[2,4]"]), 0)
+    assert names(swept) == names(listed) == ["baseline"]
+    assert swept.arms[0].levels == listed.arms[0].levels == (2, 4)
+    assert [trial.id for trial in swept.trials] == [trial.id for trial in listed.trials]
+
+
+def test_equal_jobs_are_an_a_a_comparison_with_services_of_their_own(compose: Compose) -> None:
+    plan = make_plan(jobs(compose, ["profile=baseline", "sweep=quick"], ["profile=baseline", "sweep=quick"]), 0)
+    assert names(plan) == ["baseline", "baseline~2"]
+    assert plan.arms[0].key == plan.arms[1].key
+    assert len(plan.services) == 2 * 3
+
+
+def test_a_a_with_swept_levels(compose: Compose) -> None:
+    each = [["profile=baseline", f"sweep.concurrency={level}"] for level in (2, 4) for _ in range(2)]
+    plan = make_plan(jobs(compose, *each), 0)
+    assert {arm.name: arm.levels for arm in plan.arms} == {"baseline": (2, 4), "baseline~2": (2, 4)}
+
+
+def test_every_block_has_every_arm_once_in_shuffled_order(compose: Compose) -> None:
+    three = jobs(compose, *([f"profile={name}", "sweep.repeats=12"] for name in ("baseline", "grpc", "haproxy")))
+    plan = make_plan(three, seed=7)
+    blocks = [tuple(service.arms[0].name for service in plan.services if service.repeats == (r,)) for r in range(12)]
+    assert [service.repeats[0] for service in plan.services] == sorted(3 * list(range(12)))
+    assert all(sorted(block) == ["baseline", "grpc", "haproxy"] for block in blocks)
+    assert len(set(blocks)) > 1
+    assert [s.label for s in make_plan(three, seed=7).services] == [s.label for s in plan.services]
+    assert [s.label for s in make_plan(three, seed=8).services] != [s.label for s in plan.services]
+    counts = Counter((trial.arm.name, trial.id) for trial in plan.trials)
+    assert set(counts.values()) == {1}
+    assert len(counts) == 3 * 9 * 12
+
+
+def test_arms_to_be_compared_stay_next_to_each_other(compose: Compose) -> None:
+    four = jobs(
+        compose, *(["workload=" + w, "profile=" + p] for p in ("baseline", "grpc") for w in ("unary", "streaming"))
+    )
+    for seed in range(20):
+        workloads = [service.config.workload.name for service in make_plan(four, seed).services]
+        assert all(workloads[i] == workloads[i + 1] for i in range(0, len(workloads), 2)), seed
+
+
+def test_local_services_live_one_at_a_time(compose: Compose) -> None:
+    plan = make_plan(jobs(compose, ["profile=baseline"], ["profile=grpc"]), 0)
+    for wave in plan.waves:
+        assert len(wave.services) == 1
+        assert [trial.concurrency for trial in wave.trials] == list(wave.services[0].arms[0].levels)
+        assert {trial.service for trial in wave.trials} == set(wave.services)
+
+
+def test_services_that_live_together_are_measured_level_by_level(compose: Compose) -> None:
+    both = [
+        [f"profile={name}", "cluster.max_live_services=2", "sweep.concurrency=[1,2]", "sweep.repeats=2"]
+        for name in ("baseline", "grpc")
+    ]
+    plan = make_plan(jobs(compose, *both), 0)
+    assert [len(wave.services) for wave in plan.waves] == [2, 2]
+    for wave in plan.waves:
+        assert [trial.concurrency for trial in wave.trials] == [1, 1, 2, 2]
+        assert wave.trials[0].arm is wave.trials[2].arm
+        assert wave.trials[0].arm is not wave.trials[1].arm
+
+
+def test_redeploy_never_needs_room_for_all_arms(compose: Compose) -> None:
+    def each(live: int) -> list[list[str]]:
+        return [
+            [f"profile={name}", "cluster.redeploy=never", f"cluster.max_live_services={live}", "sweep.repeats=3"]
+            for name in ("baseline", "grpc")
+        ]
+
+    with pytest.raises(ConfigError, match="max_live_services=1"):
+        make_plan(jobs(compose, *each(1)), 0)
+    plan = make_plan(jobs(compose, *each(2)), 0)
+    assert [service.repeats for service in plan.services] == [(0, 1, 2), (0, 1, 2)]
+    assert len(plan.trials) == 2 * 9 * 3
+
+
+def test_service_key_is_what_is_deployed(compose: Compose) -> None:
+    base = service_key(compose())
+    for same in ("workload.payload_bytes=0", "sweep=quick", "validity.max_drift_ratio=1", "cluster.client_processes=1"):
+        assert service_key(compose(same)) == base, same
+    for other in ("profile=grpc", "workload.num_replicas=2", "cluster.num_cpus=8", "workload.max_ongoing_requests=5"):
+        assert service_key(compose(other)) != base, other
+    assert service_key(compose("workload=streaming")) != service_key(compose("workload=streaming", "workload.ttft_s=1"))
+
+
+def test_arms_that_differ_in_the_client_share_a_service(compose: Compose) -> None:
+    plan = make_plan(
+        jobs(compose, ["workload.payload_bytes=0", "sweep=quick"], ["workload.payload_bytes=9", "sweep=quick"]), 0
+    )
+    assert names(plan) == ["payload_bytes=0", "payload_bytes=9"]
+    assert len(plan.services) == 3
+    assert [arm.name for arm in plan.services[0].arms] == names(plan)
+    assert len(plan.trials) == 2 * 3 * 3
+
+
+def test_primary_cell_is_throughput_at_the_highest_level(compose: Compose) -> None:
+    four = jobs(
+        compose, *(["workload=" + w, "profile=" + p] for p in ("baseline", "grpc") for w in ("unary", "streaming"))
+    )
+    assert primary_cells(make_plan(four, 0).arms) == [
+        {"axes": {"workload": "unary"}, "metric": "throughput_rps", "level": "c0256"},
+        {"axes": {"workload": "streaming"}, "metric": "throughput_rps", "level": "c0128"},
+    ]
+
+
+def test_blocks_need_the_same_repeats_everywhere(compose: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.repeats must be the same"):
+        make_plan(jobs(compose, ["sweep.repeats=2"], ["sweep.repeats=3"]), 0)
