@@ -265,11 +265,13 @@ def _check_source(import_path: str) -> None:
     module, _, attribute = import_path.partition(":")
     if not attribute:
         raise ConfigError(f"workload.application.import_path must be module:attribute, found {import_path!r}")
-    candidates = [folder / Path(*module.split(".")) for folder in (provenance.ROOT, Path.cwd())]
+    candidates = [folder / Path(*module.split(".")) for folder in _search_path()]
     files = [each.with_suffix(".py") for each in candidates] + [each / "__init__.py" for each in candidates]
     source = next((path for path in files if path.is_file()), None)
     if source is None:
-        raise ConfigError(f"workload.application.import_path={import_path!r}: no such module; looked for {files[0]}")
+        raise ConfigError(
+            f"workload.application.import_path={import_path!r}: no such module in {', '.join(map(str, _search_path()))}"
+        )
     try:
         tree = ast.parse(source.read_text(), filename=str(source))
     except SyntaxError as error:
@@ -287,8 +289,14 @@ def _check_source(import_path: str) -> None:
 
 def client_environment() -> dict[str, str]:
     """The clean environment plus what a child needs to import the workloads: nothing of any service's."""
-    search = [str(provenance.ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return clean_environment() | {"PYTHONPATH": os.pathsep.join(search), "PYTHONUNBUFFERED": "1"}
+    search = os.pathsep.join(map(str, _search_path()))
+    return clean_environment() | {"PYTHONPATH": search, "PYTHONUNBUFFERED": "1"}
+
+
+def _search_path() -> list[Path]:
+    """Where workloads are looked for: this repository, the current directory, and the caller's PYTHONPATH."""
+    more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [provenance.ROOT, Path.cwd(), *(Path(folder) for folder in more if folder)]
 
 
 def _service_environment(config: Config, base_port: int, directory: Path) -> dict[str, str]:

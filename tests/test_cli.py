@@ -1,0 +1,168 @@
+"""The command as a user types it, up to the first deployment: refusals, dry runs, help. Starts no Ray."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.process import members
+from tests.conftest import ROOT
+
+BROKEN = {
+    "missing.py": None,
+    "syntax.py": "def build(args:\n",
+    "raises.py": "raise RuntimeError('kaputt-4711')\ndef build(args): ...\n",
+    "nameless.py": "def other(args): ...\n",
+}
+
+
+def orchestrator(outputs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", f"outputs={outputs}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(outputs: Path, *arguments: str) -> str:
+    """What is printed; asserts exit 2 in words, with nothing left."""
+    done = orchestrator(outputs, *arguments)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 2, printed
+    assert "Traceback" not in printed
+    assert not outputs.exists()
+    assert members(outputs) == []
+    return printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["profile=optimised"], "optimized"),  # among the available options
+        (["workload.payload_byte=3"], "payload_byte"),
+        (["sweep.concurency=3"], "concurency"),
+        (["sweep.concurrency=-1"], "positive whole numbers"),
+        (["sweep.concurrency=[]"], "empty"),
+        (
+            ["profile=haproxy", "profile.env.RAY_SERVE_ENABLE_HA_PROXY=1"],
+            "'profile.env.RAY_SERVE_ENABLE_HA_PROXY=\"1\"'",
+        ),
+        (['+profile.env.RAY_SERVE_ENABLE_HAPROXY="1"'], "nearest known: RAY_SERVE_ENABLE_HA_PROXY"),
+        (["workload.num_replicas=40"], "asks for 80 CPU"),
+        (["+experiment=grpc,haproxy", "-m"], "cannot be swept"),
+        (["workload.application.import_path=workloads.unary.app"], "module:attribute"),
+        (["profile=baseline,grpc"], "--multirun"),
+    ],
+)
+def test_bad_request_is_refused(tmp_path: Path, arguments: list[str], says: str) -> None:
+    assert says in refused(tmp_path / "outputs", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("missing", "no such module"),
+        ("syntax", "does not parse"),
+        ("raises", "kaputt-4711"),
+        ("nameless", "it has other"),
+    ],
+)
+def test_workload_that_does_not_import_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+) -> None:
+    package = tmp_path / "mine"
+    package.mkdir()
+    for file, source in BROKEN.items():
+        if source is not None:
+            (package / file).write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    printed = refused(tmp_path / "outputs", f"workload.application.import_path=mine.{name}:build")
+    assert says in printed
+
+
+def test_port_in_use_is_refused_with_its_holder(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        printed = refused(tmp_path / "outputs", f"cluster.http_port={port}")
+    assert f"cluster.http_port={port} is in use by python" in printed
+
+
+def test_resume_of_no_run_or_with_more_overrides_is_refused(tmp_path: Path) -> None:
+    def resume(*more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator", f"resume={tmp_path}", *more],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "not a run" in resume()
+    assert "stands alone" in resume("seed=3")
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")))
+def test_every_experiment_plans(tmp_path: Path, experiment: str) -> None:
+    done = orchestrator(tmp_path / "outputs", f"+experiment={experiment}", "dry_run=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rendered = list((tmp_path / "outputs").rglob("service.yaml"))
+    assert len(rendered) >= 2
+    assert f"{len(rendered)} arms" in done.stdout
+
+
+def arms_and_levels(output: str) -> dict[str, int]:
+    """Of a dry run: arm -> number of levels."""
+    rows = [
+        line.split() for line in output.splitlines() if "," in line.split(" ")[0] or line.startswith(("base", "ha"))
+    ]
+    return {row[0]: sum(word.isdigit() for word in row[1:]) for row in rows}
+
+
+def test_all_on_8x_dry_run(tmp_path: Path) -> None:
+    done = orchestrator(tmp_path / "outputs", "+experiment=all_on_8x", "dry_run=true")
+    assert arms_and_levels(done.stdout) == {
+        "unary,baseline": 9,
+        "unary,all_on": 9,
+        "streaming,baseline": 8,
+        "streaming,all_on": 8,
+    }
+    (rendered,) = (tmp_path / "outputs").rglob("unary,all_on/r0/service.yaml")
+    assert rendered.read_text().count("num_replicas: 8") == 2
+
+
+def test_later_override_wins_over_an_experiment(tmp_path: Path) -> None:
+    done = orchestrator(tmp_path / "outputs", "+experiment=haproxy", "workload=unary", "sweep=quick", "dry_run=true")
+    assert arms_and_levels(done.stdout) == {"baseline": 3, "haproxy": 3}
+    done = orchestrator(tmp_path / "outputs", "+experiment=aa", "workload=streaming", "dry_run=true")
+    assert arms_and_levels(done.stdout) == {"baseline": 8, "baseline~2": 8}
+
+
+def test_help_and_cfg_exit_0_and_leave_nothing(tmp_path: Path) -> None:
+    for argument, says in (("--help", "haproxy"), ("--cfg=job", "payload_bytes: 10240")):
+        done = orchestrator(tmp_path / "outputs", argument)
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["+experiment=all_on_8x", "dry_run=true"]])
+def test_heavy_packages_are_not_imported(tmp_path: Path, arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "orchestrator", f"outputs={tmp_path}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "hydra" in imported
+    assert imported.isdisjoint({"ray", "torch", "anyscale", "vllm", "locust", "gevent", "fastapi"})

@@ -1,0 +1,123 @@
+"""Parts of the local backend that need no Ray: flag names, isolation, claiming ports, finding processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.clusters.local_ray import _claim_block, check_flags, client_environment, is_claimed, service_yaml
+from orchestrator.errors import ConfigError
+from orchestrator.process import MARKER, end_members, members
+from tests.conftest import Compose
+
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    "name", ["RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED", "RAY_event_stats", "OMP_NUM_THREADS"]
+)
+def test_known_flags_pass(name: str) -> None:
+    check_flags({name: "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("RAY_SERVE_USE_GRPC_BY_DEFUALT", "RAY_SERVE_USE_GRPC_BY_DEFAULT"), ("RAY_no_such_setting_4711", None)],
+)
+def test_unknown_flags_are_refused(name: str, nearest: str | None) -> None:
+    with pytest.raises(ConfigError, match=f"knows no flag {name}") as refused:
+        check_flags({name: "1"})
+    assert nearest is None or nearest in str(refused.value)
+
+
+def test_calling_shell_does_not_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_SERVE_ENABLE_HA_PROXY",
+        "LOCUST_HOST",
+        "VLLM_USE_V1",
+        "OMP_NUM_THREADS",
+        "http_proxy",
+    ):
+        monkeypatch.setenv(name, "1")
+    environment = client_environment()
+    assert not [
+        name for name in environment if name.startswith(("RAY_", "LOCUST_", "VLLM_", "OMP_")) or "proxy" in name
+    ]
+    assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_service_yaml_can_be_run_by_hand(compose: Compose) -> None:
+    text = service_yaml(compose("profile=grpc"))
+    assert "#   RAY_SERVE_USE_GRPC_BY_DEFAULT=1 serve run service.yaml" in text
+    (application,) = yaml.safe_load(text)["applications"]
+    assert application["import_path"] == "workloads.unary.app:build"
+
+
+def test_two_processes_claim_different_blocks() -> None:
+    code = (
+        "import sys; from orchestrator.clusters.local_ray import _claim_block\n"
+        "blocks = [_claim_block() for _ in range(5)]\n"
+        "print(*(block[0] for block in blocks), flush=True); sys.stdin.readline()"
+    )
+    pair = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    directories: list[Path] = []
+    try:
+        for process in pair:
+            assert process.stdout is not None
+            directories += [Path(path) for path in process.stdout.readline().split()]
+        assert len(set(directories)) == 10
+        assert all(is_claimed(directory) for directory in directories)
+        for process in pair:
+            process.communicate("go\n")
+        assert not any(is_claimed(directory) for directory in directories)
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+        for directory in directories:
+            directory.rmdir()
+
+
+def test_a_taken_port_spoils_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.clusters.local_ray._is_free", lambda port: port >= 31800)
+    directory, base, claim = _claim_block()
+    os.close(claim)
+    directory.rmdir()
+    assert base == 31800
+
+
+def spawn(*command: str, **env: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", *command], env={**os.environ, **env}, start_new_session=True)
+
+
+def test_members_are_found_by_marker_and_by_open_file(tmp_path: Path) -> None:
+    ignores = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    grandchild = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}])"
+    holds = f"import time; held = open({str(tmp_path / 'log')!r}, 'w'); time.sleep(60)"
+    marked = {MARKER: str(tmp_path)}
+    mine = [spawn(ignores, **marked), spawn(grandchild, **marked), spawn(holds)]
+    other = spawn(SLEEP, **{MARKER: str(tmp_path) + "-other"})
+    try:
+        deadline = time.monotonic() + 30
+        while len(members(tmp_path)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert {process.pid for process in mine} < {process.pid for process in members(tmp_path)}
+        assert len(members(tmp_path)) == 4
+        mine[0].send_signal(signal.SIGTERM)
+        assert end_members(tmp_path) == []
+        assert members(tmp_path) == []
+        assert all(process.poll() is not None for process in mine)
+        assert other.poll() is None
+    finally:
+        for process in [*mine, other]:
+            process.kill()
+            process.wait()
