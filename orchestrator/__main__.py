@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.config import Config, parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError
+from orchestrator.process import Interrupted, interruptible
 
 if TYPE_CHECKING:
     from orchestrator.execute import Run
@@ -35,13 +36,14 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="serve-orchestrator-"))
     os.environ[SCRATCH] = str(scratch)
     try:
-        jobs = _compose(sys.argv[1:])
-        return _execute(jobs, sys.argv[1:]) if jobs else EXIT_OK
+        with interruptible():
+            jobs = _compose(sys.argv[1:])
+            return _execute(jobs, sys.argv[1:]) if jobs else EXIT_OK
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIG
-    except KeyboardInterrupt:
-        return 130
+    except Interrupted as interrupted:
+        return 128 + interrupted.signum
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -71,10 +73,12 @@ def _compose(arguments: list[str]) -> list["Job"]:
                 return
             overrides[key] = value
         hydra_dir = Path(record.runtime.output_dir) / (record.output_subdir or "")
-        found.append((composed, overrides, str(record.runtime.choices["profile"]), hydra_dir))
+        found.append((composed, overrides, str(record.runtime.choices.get("profile")), hydra_dir))
 
     try:
         collect()
+    except ValueError as error:  # Hydra's own, for flags that exclude each other
+        raise ConfigError(str(error)) from None
     except SystemExit as stop:
         if stop.code:
             raise ConfigError("the config does not compose, see above; nothing was deployed") from None
@@ -98,14 +102,23 @@ def _execute(jobs: list["Job"], command: list[str]) -> int:
     execute.preflight(the_plan, imports=not first.dry_run)
     outputs = Path(first.outputs)
     if first.dry_run:
-        run_paths = paths.create_run_dir(outputs / "dry_runs", datetime.now())
+        run_paths = _create(outputs / "dry_runs")
         execute.write_service_files(the_plan, run_paths)
         progress.print_plan(the_plan)
         progress.line(f"Rendered service files: {run_paths.root}/services")
         return EXIT_OK
-    run_paths = paths.create_run_dir(outputs, datetime.now())
+    run_paths = _create(outputs)
     execute.keep_hydra_record(the_plan, run_paths)
     return _go(execute.Run(the_plan, run_paths, command), run_paths)
+
+
+def _create(outputs: Path) -> "RunPaths":
+    from orchestrator import paths
+
+    try:
+        return paths.create_run_dir(outputs, datetime.now())
+    except OSError as error:
+        raise ConfigError(f"no run directory can be made in outputs={outputs}: {error}") from error
 
 
 def _reload(run_paths: "RunPaths") -> "Plan":
@@ -129,7 +142,7 @@ def _reload(run_paths: "RunPaths") -> "Plan":
                     copy=arm["copy"],
                 )
             )
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"resume={run_paths.root}: not a run that can be taken up again: {error}") from error
     for arm in arms:
         if plan.service_key(arm.config) != arm.key:
@@ -141,11 +154,11 @@ def _reload(run_paths: "RunPaths") -> "Plan":
 
 
 def _go(run: "Run", run_paths: "RunPaths") -> int:
-    from orchestrator import execute, progress
+    from orchestrator import progress
 
     try:
         code = run.go()
-    except execute.Interrupted as interrupted:
+    except Interrupted as interrupted:
         code = 128 + interrupted.signum
     progress.print_results(run.plan, run.rows)
     if code:

@@ -85,22 +85,22 @@ class ValidityConfig:
 
 @dataclass
 class ClientConfig:
-    locustfile: str
-    options: dict[str, Any]
+    locustfile: str = MISSING
+    options: dict[str, Any] = MISSING
 
 
 @dataclass
 class WorkloadConfig:
     """What every workload has; read from the resolved `workload` node by `parse`."""
 
-    name: str
-    num_replicas: int  # of the tier that does the work
-    application: dict[str, Any]  # a Ray Serve application config; `deployments` maps name -> settings
-    client: ClientConfig
-    slo: dict[str, Any]
-    ready_path: str
-    env: dict[str, Any]
-    extra: str | None
+    name: str = MISSING
+    num_replicas: int = MISSING  # of the tier that does the work
+    application: dict[str, Any] = MISSING  # a Ray Serve application config; `deployments` maps name -> settings
+    client: ClientConfig = MISSING
+    slo: dict[str, Any] = MISSING
+    ready_path: str = MISSING
+    env: dict[str, Any] = MISSING
+    extra: str | None = MISSING
 
 
 @dataclass
@@ -147,12 +147,32 @@ def _workload(node: Any) -> WorkloadConfig:
     missing = [name for name in names if name not in node]
     if missing:
         raise ConfigError(f"workload lacks {', '.join(missing)}; it has {', '.join(node)}")
-    known = {name: node[name] for name in names}
     try:
-        known["client"] = ClientConfig(**node["client"])
-    except TypeError as error:
-        raise ConfigError(f"workload.client needs locustfile and options, found {node['client']!r}") from error
-    return WorkloadConfig(**known)
+        typed = OmegaConf.merge(OmegaConf.structured(WorkloadConfig), {name: node[name] for name in names})
+        workload = OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"workload: {error}") from error
+    assert isinstance(workload, WorkloadConfig)
+    application = workload.application
+    if not isinstance(application.get("import_path"), str):
+        raise ConfigError(f"workload.application.import_path must be module:attribute, found {application!r}")
+    deployments = application.get("deployments")
+    if not isinstance(deployments, dict) or not all(isinstance(each, dict) for each in deployments.values()):
+        raise ConfigError(f"workload.application.deployments must map names to settings, found {deployments!r}")
+    for name, value in node.items():
+        _check_number(f"workload.{name}", value)
+    return workload
+
+
+def _check_number(key: str, value: Any) -> None:
+    """A name tells what a workload's own value must be: `num_` and `max_` count, `_s` and `_bytes` measure."""
+    name = key.rpartition(".")[2]
+    counts = name.startswith(("num_", "max_")) or name.endswith("_bytes")
+    if not counts and not name.endswith("_s"):
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < float("inf") or (counts and value != int(value)):
+        raise ConfigError(f"{key} must be a {'whole ' if counts else ''}number and not negative, found {value!r}")
 
 
 def _concurrency(value: Any) -> list[int]:
@@ -181,7 +201,7 @@ def _check_env(where: str, env: Mapping[str, Any]) -> None:
             text = switch or value
             raise ConfigError(
                 f"{where}.{name} must be a quoted string that Ray understands, found {value!r}. "
-                f'In a file: {name}: "{text}"   On the command line: \'{where}.{name}="{text}"\''
+                f'In a file: {name}: "{text}"   On the command line: \'++{where}.{name}="{text}"\''
             )
 
 
@@ -210,6 +230,8 @@ def _check_ranges(config: Config) -> None:
             raise ConfigError(f"{key} must not be negative, found {value}")
     if cluster.http_port is not None and not 1024 <= cluster.http_port <= 65535:
         raise ConfigError(f"cluster.http_port must lie in 1024..65535 or be null, found {cluster.http_port}")
+    if cluster.http_port is not None and cluster.max_live_services > 1:
+        raise ConfigError("cluster.http_port names one port, but cluster.max_live_services is above 1; leave it null")
     for each in fields(SloConfig):
         value = getattr(config.slo, each.name)
         if value is not None and not 0 < value < float("inf"):
@@ -226,7 +248,8 @@ def _check_replicas(config: Config) -> None:
         if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
             raise ConfigError(f"{name}: num_replicas must be a positive whole number, found {replicas!r}")
         options = settings.get("ray_actor_options") or {}
-        cpus, gpus = options.get("num_cpus", 1), options.get("num_gpus", 0)
+        cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # as Serve has it
+        gpus = options.get("num_gpus") or 0
         asked_cpus += replicas * cpus
         asked_gpus += replicas * gpus
         parts.append(f"{name} {replicas} x ({cpus:g} CPU, {gpus:g} GPU)")

@@ -6,13 +6,11 @@ A service or trial that fails is a recorded result and the run goes on; an inter
 import contextlib
 import dataclasses
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from orchestrator import results
@@ -22,6 +20,7 @@ from orchestrator.config import ClusterKind, Config
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
 from orchestrator.plan import Plan, Service, Trial, Wave, primary_cells
+from orchestrator.process import Interrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
 
@@ -38,30 +37,6 @@ class Running(Protocol):
 
 
 CLUSTERS = {ClusterKind.local: LocalRay}
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM: unwinds through every teardown."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `Interrupted`; later ones only say that teardown is under way."""
-
-    def handle(signum: int, _frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, lambda *_: print("already stopping; this takes some seconds", flush=True))
-        raise Interrupted(signum)
-
-    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def preflight(plan: Plan, imports: bool) -> None:
@@ -126,7 +101,7 @@ class Run:
         """Run every trial that has no valid result yet; returns the exit code, unless interrupted."""
         todo = {_key(trial) for trial in self.plan.trials if self._rows[_key(trial)]["valid"] is not True}
         try:
-            with interruptible(), Progress(self.plan, len(todo)) as self._progress:
+            with Progress(self.plan, len(todo)) as self._progress:
                 for wave in self.plan.waves:
                     trials = [trial for trial in wave.trials if _key(trial) in todo]
                     with self._torn_down(), ExitStack() as live:
@@ -320,9 +295,12 @@ def _healthy_snapshot(running: Running) -> dict[str, Any]:
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Actors that were there before the load and are not after it, and what Serve calls unhealthy now."""
-    alive = {actor["id"] for actor in after["actors"]}
-    gone = [actor for actor in before["actors"] if actor["id"] not in alive]
+    """Actors that were there before the load and are not after it, and what Serve calls unhealthy now.
+
+    Ray restarts an actor under its old id, so the same one is the same id in the same process.
+    """
+    alive = {(actor["id"], actor["pid"]) for actor in after["actors"]}
+    gone = [actor for actor in before["actors"] if (actor["id"], actor["pid"]) not in alive]
     failed = [actor["name"] for actor in gone if actor["kind"] != "ServeReplica"] + after["unhealthy"]
     if after["listener"] is None:
         failed.append("HTTP listener")

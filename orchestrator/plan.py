@@ -54,8 +54,12 @@ class Arm:
 
     @property
     def other_axes(self) -> tuple[tuple[str, str], ...]:
-        """The axes that are held fixed when profiles are compared."""
-        return tuple((axis, value) for axis, value in self.axes.items() if axis != PROFILE_AXIS)
+        """The axes that are held fixed in a comparison: all but the last, which is the profile where that varies.
+
+        Workloads and clusters are never compared with each other.
+        """
+        *others, last = self.axes.items() or [("", "")]
+        return tuple(self.axes.items()) if last[0] in ("workload", "cluster") else tuple(others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +143,8 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
     cluster = arms[0].config.cluster
     for field in ("max_live_services", "redeploy"):
         _same_for_all(arms, f"cluster.{field}", [getattr(arm.config.cluster, field) for arm in arms])
+    for field in ("outputs", "seed", "dry_run", "resume"):
+        _same_for_all(arms, field, [getattr(arm.config, field) for arm in arms])
     blocks = _blocks(arms, arms[0].config.sweep.repeats, cluster.redeploy, random.Random(seed))
     waves = [_wave(services) for services in _chunks(blocks, cluster.max_live_services, cluster.redeploy)]
     plan = Plan(tuple(arms), tuple(waves), seed)
@@ -176,7 +182,8 @@ def _arms(jobs: Sequence[Job]) -> list[Arm]:
             arms[index] = dataclasses.replace(arms[index], levels=merged)
             continue
         values = {axis: job.overrides.get(axis, job.profile if axis == PROFILE_AXIS else "default") for axis in axes}
-        parts = [value if axis in _GROUPS else f"{axis.split('.')[-1]}={value}" for axis, value in values.items()]
+        plain = {axis: value.strip("'\"") for axis, value in values.items()}
+        parts = [value if axis in _GROUPS else f"{axis.split('.')[-1]}={value}" for axis, value in plain.items()]
         name = ",".join(parts) or job.profile
         copy = len(equal)
         arms.append(
@@ -220,15 +227,16 @@ def service_key(config: Config) -> str:
             "env": {**cluster.env, **config.workload.env, **config.profile.env},
             "ray": _ray_version(),
             "application": application,
-            "source": _source_digest(provenance.ROOT, application["import_path"]),
+            "source": _source_digest(application["import_path"].split(":")[0]),
         }
     )
 
 
 @functools.cache
-def _source_digest(root: Path, import_path: str) -> str:
-    folder = root / Path(*import_path.split(":")[0].split(".")).parent
-    return _digest([path.read_text() for path in sorted(folder.glob("*.py"))])
+def _source_digest(module: str) -> str | None:
+    """Of all Python files beside the module; None for one that is not found (checked later)."""
+    source = provenance.find_module(module)
+    return None if source is None else _digest([path.read_text() for path in sorted(source.parent.glob("*.py"))])
 
 
 @functools.cache

@@ -5,11 +5,14 @@ marker variable in the environment, which holds the service's own directory, and
 overwrites their environment) an open file below that directory.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -23,6 +26,35 @@ _INHERITED = (
     "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
     "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
+
+
+class Interrupted(BaseException):
+    """A signal that asks us to end: unwinds through every teardown."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`; later ones only say that teardown is under way."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def say(*_: object) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"already stopping; this takes some seconds\n")
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        for each in signals:
+            signal.signal(each, say)
+        raise Interrupted(signum)
+
+    before = {each: signal.signal(each, handle) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def clean_environment() -> dict[str, str]:
@@ -55,8 +87,10 @@ def members(directory: Path) -> list[psutil.Process]:
         try:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.environ().get(MARKER) == str(directory) or any(
-                file.path.startswith(inside) for file in process.open_files()
+            environment = process.environ()
+            # Not everyone who reads a log of ours is ours: the open file counts where there is no environment.
+            if environment.get(MARKER) == str(directory) or (
+                not environment and any(file.path.startswith(inside) for file in process.open_files())
             ):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):

@@ -16,6 +16,19 @@ PACKAGES = (
 )  # fmt: skip
 
 
+def search_path() -> list[Path]:
+    """Where workloads are looked for: this repository, the current directory, and the caller's PYTHONPATH."""
+    more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [ROOT, Path.cwd(), *(Path(folder) for folder in more if folder)]
+
+
+def find_module(module: str) -> Path | None:
+    """The source file of a dotted module on `search_path`, without importing anything; None if there is none."""
+    candidates = [folder / Path(*module.split(".")) for folder in search_path()]
+    files = [each.with_suffix(".py") for each in candidates] + [each / "__init__.py" for each in candidates]
+    return next((path for path in files if path.is_file()), None)
+
+
 def collect() -> dict[str, Any]:
     """The orchestrator's own side; the service reports its side in effective.json."""
     return {

@@ -546,7 +546,8 @@ def _check_requests(
             validity.invalidate(
                 "in_flight",
                 f"On average {found:.4g} of {concurrency} requests were in flight, fewer than {limit:.0%}. "
-                "The client did not keep up: give it more processes, or a machine of its own.",
+                "Either the client did not keep up (give it more processes, or a machine of its own), "
+                "or requests failed at once (see the errors).",
             )
 
 

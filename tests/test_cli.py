@@ -49,7 +49,7 @@ def refused(outputs: Path, *arguments: str) -> str:
         (["sweep.concurrency=[]"], "empty"),
         (
             ["profile=haproxy", "profile.env.RAY_SERVE_ENABLE_HA_PROXY=1"],
-            "'profile.env.RAY_SERVE_ENABLE_HA_PROXY=\"1\"'",
+            "'++profile.env.RAY_SERVE_ENABLE_HA_PROXY=\"1\"'",
         ),
         (['+profile.env.RAY_SERVE_ENABLE_HAPROXY="1"'], "nearest known: RAY_SERVE_ENABLE_HA_PROXY"),
         (["workload.num_replicas=40"], "asks for 80 CPU"),

@@ -120,7 +120,7 @@ def test_unquoted_flag_is_refused_with_the_quoting_that_works(compose: Compose, 
     key = "profile.env.RAY_SERVE_ENABLE_HA_PROXY"
     with pytest.raises(ConfigError) as refused:
         compose("profile=haproxy", f"{key}={value}")
-    assert f"'{key}=\"{fix}\"'" in str(refused.value)
+    assert f"'++{key}=\"{fix}\"'" in str(refused.value)
     assert compose("profile=haproxy", f'{key}="{fix}"').profile.env["RAY_SERVE_ENABLE_HA_PROXY"] == fix
 
 
@@ -135,6 +135,9 @@ def test_unquoted_flag_is_refused_with_the_quoting_that_works(compose: Compose, 
         ("sweep.concurrency=null", "None"),
         ("sweep.concurrency=many", "'many'"),
         ("sweep.concurrency=[4,4]", "twice"),
+        ("workload.payload_bytes=-5", "workload.payload_bytes"),
+        ("workload.payload_bytes=abc", "'abc'"),
+        ("workload.max_ongoing_requests=1.5", "whole number"),
         ("sweep.duration_s=0", "sweep.duration_s"),
         ("sweep.duration_s=inf", "sweep.duration_s"),
         ("sweep.repeats=0", "sweep.repeats"),

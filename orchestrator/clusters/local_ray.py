@@ -38,6 +38,8 @@ _FIRST_PORT, _LAST_PORT, _BLOCK_PORTS = 10000, 32000, 200
 _DIRECTORY_PREFIX = "so-"  # short: Ray puts UNIX sockets below it, and their paths may have 107 characters
 _SNAPSHOT_TIMEOUT_S = 60.0
 _LOG_TAIL_BYTES = 1 << 20
+# What isolates a service from its neighbours, so no profile may declare it.
+_OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_TMPDIR", "RAY_ADDRESS"})
 
 
 def directory_prefix() -> str:
@@ -80,14 +82,18 @@ class LocalRay:
         hint = f"\nIt needs: pip install '.[{extra}]'" if extra else ""
         application = config.workload.application["import_path"].split(":")[0]
         for module in (application, config.workload.client.locustfile):
-            load = [module] if module.endswith(".py") else ["-c", f"import {module}"]
-            done = subprocess.run(
-                [sys.executable, *load],
-                env=client_environment(),
-                capture_output=True,
-                text=True,
-                timeout=config.cluster.startup_timeout_s,
-            )
+            load = f"import runpy; runpy.run_path({module!r})" if module.endswith(".py") else f"import {module}"
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-c", load],
+                    env=client_environment(),
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=config.cluster.startup_timeout_s,
+                )
+            except subprocess.TimeoutExpired:
+                raise ConfigError(f"{module} is not imported after {config.cluster.startup_timeout_s:g} s") from None
             if done.returncode != 0:
                 raise ConfigError(f"{module} does not import:\n{_last_lines(done.stderr, 4)}{hint}")
 
@@ -241,6 +247,8 @@ def check_flags(env: Mapping[str, str]) -> None:
         for path in (root / folder).rglob("*.py"):
             known.update(re.findall(r"\bRAY_[A-Za-z0-9_]+\b", path.read_text(errors="replace")))
     for name in asked:
+        if name in _OURS:
+            raise ConfigError(f"{name} is set by the orchestrator for each service and cannot be declared")
         # Ray's C++ settings (RAY_<lower case>) stand in the binary without their prefix.
         if name in known or (not name.isupper() and _in_raylet(root, name.removeprefix("RAY_"))):
             continue
@@ -257,7 +265,8 @@ def _ray_root() -> Path:
 
 
 def _in_raylet(root: Path, name: str) -> bool:
-    return name.encode() in (root / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()
+    binary = (root / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()
+    return re.search(rb"(?<!\w)%s(?!\w)" % re.escape(name).encode(), binary) is not None
 
 
 def _check_source(import_path: str) -> None:
@@ -265,12 +274,11 @@ def _check_source(import_path: str) -> None:
     module, _, attribute = import_path.partition(":")
     if not attribute:
         raise ConfigError(f"workload.application.import_path must be module:attribute, found {import_path!r}")
-    candidates = [folder / Path(*module.split(".")) for folder in _search_path()]
-    files = [each.with_suffix(".py") for each in candidates] + [each / "__init__.py" for each in candidates]
-    source = next((path for path in files if path.is_file()), None)
+    source = provenance.find_module(module)
     if source is None:
         raise ConfigError(
-            f"workload.application.import_path={import_path!r}: no such module in {', '.join(map(str, _search_path()))}"
+        looked = ", ".join(map(str, provenance.search_path()))
+        raise ConfigError(f"workload.application.import_path={import_path!r}: no such module in {looked}")
         )
     try:
         tree = ast.parse(source.read_text(), filename=str(source))
@@ -289,14 +297,8 @@ def _check_source(import_path: str) -> None:
 
 def client_environment() -> dict[str, str]:
     """The clean environment plus what a child needs to import the workloads: nothing of any service's."""
-    search = os.pathsep.join(map(str, _search_path()))
+    search = os.pathsep.join(map(str, provenance.search_path()))
     return clean_environment() | {"PYTHONPATH": search, "PYTHONUNBUFFERED": "1"}
-
-
-def _search_path() -> list[Path]:
-    """Where workloads are looked for: this repository, the current directory, and the caller's PYTHONPATH."""
-    more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return [provenance.ROOT, Path.cwd(), *(Path(folder) for folder in more if folder)]
 
 
 def _service_environment(config: Config, base_port: int, directory: Path) -> dict[str, str]:
