@@ -276,10 +276,8 @@ def _check_source(import_path: str) -> None:
         raise ConfigError(f"workload.application.import_path must be module:attribute, found {import_path!r}")
     source = provenance.find_module(module)
     if source is None:
-        raise ConfigError(
         looked = ", ".join(map(str, provenance.search_path()))
         raise ConfigError(f"workload.application.import_path={import_path!r}: no such module in {looked}")
-        )
     try:
         tree = ast.parse(source.read_text(), filename=str(source))
     except SyntaxError as error:
