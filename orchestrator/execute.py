@@ -69,6 +69,8 @@ class Run:
         self.plan = plan
         self.paths = paths
         self.errors: list[str] = []
+        self._started_at_s = time.monotonic()
+        self._timeline: list[dict[str, Any]] = []
         self._rows = {_key(trial): _planned_row(trial, paths.run_id) for trial in plan.trials}
         if paths.run_json.exists():
             self._record = results.read_json(paths.run_json) | {"status": "running", "finished_at": None}
@@ -87,6 +89,7 @@ class Run:
                 "primary_cells": primary_cells(plan.arms),
                 "provenance": collect(),
                 "errors": [],
+                "timeline": [],
                 "looks": [],
             }
         self._write_run()
@@ -109,8 +112,6 @@ class Run:
                         for trial in trials:
                             if trial.service in running:
                                 self._record_trial(trial, running[trial.service])
-                        for service in running:
-                            self._progress.stopping(service)
         except Interrupted:
             self._finish("interrupted")
             raise
@@ -125,6 +126,31 @@ class Run:
             return EXIT_FAILED
         self._finish("complete")
         return EXIT_OK if all(row["valid"] for row in self.rows) else EXIT_INVALID
+
+    @contextlib.contextmanager
+    def _timed(self, what: str, name: str) -> Iterator[None]:
+        """Note in `timeline` where the time went, in seconds since the run's start."""
+        start_s = time.monotonic() - self._started_at_s
+        try:
+            yield
+        finally:
+            end_s = time.monotonic() - self._started_at_s
+            self._timeline.append({"what": what, "name": name, "start_s": start_s, "end_s": end_s})
+
+    @contextlib.contextmanager
+    def _service(self, service: Service, directory: Path) -> Iterator[Running]:
+        """One live service; both ends of its life are timed and shown."""
+        backend = CLUSTERS[service.config.cluster.kind]()
+        self._progress.service_starting(service)
+        with self._timed("service", service.label), ExitStack() as stack:
+            with self._timed("bring_up", service.label):
+                running: Running = stack.enter_context(
+                    backend.service(
+                        service.config, directory, lambda text: self._progress.service_status(service, text)
+                    )
+                )
+            stack.callback(self._progress.stopping, service)
+            yield running
 
     @contextlib.contextmanager
     def _torn_down(self) -> Iterator[None]:
@@ -146,17 +172,8 @@ class Run:
             set_aside(directory)
             directory.mkdir(parents=True)
             (directory / "service.yaml").write_text(service_yaml(service.config))
-            self._progress.service_starting(service)
-            started_at = time.monotonic()
-            backend = CLUSTERS[service.config.cluster.kind]()
             try:
-                running[service] = live.enter_context(
-                    backend.service(
-                        service.config,
-                        directory,
-                        lambda text, service=service: self._progress.service_status(service, text),  # type: ignore[misc]
-                    )
-                )
+                running[service] = live.enter_context(self._service(service, directory))
             except ServiceError as error:
                 self._progress.service_failed(service, str(error))
                 for trial in waiting:
@@ -167,8 +184,7 @@ class Run:
                 directory / "effective.json",
                 {"schema_version": results.SCHEMA_VERSION, "service_key": service.arms[0].key, **effective},
             )
-            took_s = time.monotonic() - started_at
-            self._progress.service_ready(service, took_s, effective["listener"])
+            self._progress.service_ready(effective["listener"])
             for warning in effective["warnings"]:
                 self._progress.warning(warning)
         return running
@@ -178,7 +194,8 @@ class Run:
         set_aside(directory)
         directory.mkdir(parents=True)
         try:
-            record = self._measure(trial, running, directory)
+            with self._timed("trial", f"{trial.arm.name}/{trial.id}"):
+                record = self._measure(trial, running, directory)
         except (TrialError, ServiceError) as error:
             self._progress.trial_failed(trial, str(error))
             self._record_failure(trial, "trial", str(error), directory)
@@ -187,7 +204,8 @@ class Run:
             self._load_row(trial)
             self._progress.trial_done(trial, self._rows[_key(trial)], record["invalid_details"])
         results.write_summary(self.paths.root, self.rows)
-        time.sleep(trial.arm.config.sweep.cooldown_s)
+        with self._timed("cool_down", f"{trial.arm.name}/{trial.id}"):
+            time.sleep(trial.arm.config.sweep.cooldown_s)
 
     def _measure(self, trial: Trial, running: Running, directory: Path) -> dict[str, Any]:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
@@ -267,7 +285,7 @@ class Run:
             self._rows[_key(trial)] = results.summary_row(identity, results.read_json(path))
 
     def _finish(self, status: str) -> None:
-        self._record |= {"status": status, "finished_at": _now(), "errors": self.errors}
+        self._record |= {"status": status, "finished_at": _now(), "errors": self.errors, "timeline": self._timeline}
         self._write_run()
         results.write_summary(self.paths.root, self.rows)
 

@@ -43,13 +43,15 @@ class Progress:
 
     def service_starting(self, service: Service) -> None:
         self._num_services += 1
+        self._service_started_at = time.monotonic()
         total = len(self._plan.services)
         self.line(f"service {self._num_services}/{total}  [bold]{escape(service.label)}[/bold]  starting")
 
     def service_status(self, service: Service, text: str) -> None:
         self._now(f"{service.label}: {text}")
 
-    def service_ready(self, service: Service, took_s: float, listener: Mapping[str, Any] | None) -> None:
+    def service_ready(self, listener: Mapping[str, Any] | None) -> None:
+        took_s = time.monotonic() - self._service_started_at
         process = listener["process"] if listener else "unknown process"
         self.line(f"  ready in {took_s:.0f} s; HTTP by {escape(process)}")
 
