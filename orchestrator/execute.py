@@ -74,6 +74,7 @@ class Run:
         self._rows = {_key(trial): _planned_row(trial, paths.run_id) for trial in plan.trials}
         if paths.run_json.exists():
             self._record = results.read_json(paths.run_json) | {"status": "running", "finished_at": None}
+            self._timeline += self._record["timeline"]
             for trial in plan.trials:
                 self._load_row(trial)
         else:
@@ -129,7 +130,7 @@ class Run:
 
     @contextlib.contextmanager
     def _timed(self, what: str, name: str) -> Iterator[None]:
-        """Note in `timeline` where the time went, in seconds since the run's start."""
+        """Note in `timeline` where the time went, in seconds since this invocation's start."""
         start_s = time.monotonic() - self._started_at_s
         try:
             yield
