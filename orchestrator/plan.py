@@ -171,10 +171,10 @@ def _arms(jobs: Sequence[Job]) -> list[Arm]:
     """Jobs that differ in their levels alone are one arm; a second equal job is a second arm (A/A)."""
     axes = _varying(jobs)
     arms: list[Arm] = []
+    same: dict[str, list[int]] = {}  # identity -> indices of its arms
     for job in jobs:
         levels = tuple(job.config.sweep.concurrency)
-        identity = _identity(job.config)
-        equal = [index for index, arm in enumerate(arms) if _identity(arm.config) == identity]
+        equal = same.setdefault(_identity(job.config), [])
         mergeable = [index for index in equal if not set(levels) & set(arms[index].levels)]
         if mergeable:
             index = mergeable[0]
@@ -186,6 +186,7 @@ def _arms(jobs: Sequence[Job]) -> list[Arm]:
         parts = [value if axis in _GROUPS else f"{axis.split('.')[-1]}={value}" for axis, value in plain.items()]
         name = ",".join(parts) or job.profile
         copy = len(equal)
+        equal.append(len(arms))
         arms.append(
             Arm(
                 name=paths.safe_name(name if copy == 0 else f"{name}~{copy + 1}"),

@@ -112,7 +112,7 @@ RUN_KEYS = {
     "primary_cells": "list of the cells whose verdict counts, fixed before the first service came up",
     "provenance": "object: versions, hardware and source commits of where the orchestrator ran",
     "errors": "list of messages of what failed outside any trial",
-    "timeline": "list of where the time went: what (service, bring_up, trial, cool_down), name, start_s, end_s since the (resumed) run began",
+    "timeline": "list: what (service, bring_up, trial, cool_down), name, start_s, end_s since the (resumed) run began",
     "looks": "list, one entry a look at the comparison: number of blocks then, and when",
 }
 TRIAL_KEYS = {
