@@ -7,6 +7,7 @@ The only caller of `hydra.main`. Hydra composes; its task only collects the comp
 import os
 import random
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -163,7 +164,7 @@ def _go(run: "Run", run_paths: "RunPaths") -> int:
     progress.print_results(run.plan, run.rows)
     if code:
         why = "Interrupted; everything is stopped. Go on" if code >= 128 else "Run again what failed or is INVALID"
-        progress.line(f"{why}: python -m orchestrator resume={run_paths.root}")
+        progress.line(f"{why}: python -m orchestrator {shlex.quote(f'resume={run_paths.root}')}")
     progress.line(str(run_paths.root))
     return code
 

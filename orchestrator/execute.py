@@ -5,6 +5,8 @@ A service or trial that fails is a recorded result and the run goes on; an inter
 
 import contextlib
 import dataclasses
+import fcntl
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,7 @@ from orchestrator import results
 from orchestrator.clients.locust import Level, LocustClient
 from orchestrator.clusters.local_ray import LocalRay, client_environment, service_yaml
 from orchestrator.config import ClusterKind, Config
-from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ServiceError, TrialError
+from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
 from orchestrator.plan import Plan, Service, Trial, Wave, primary_cells
 from orchestrator.process import Interrupted
@@ -48,10 +50,10 @@ def preflight(plan: Plan, imports: bool) -> None:
     for arm in plan.arms:
         backend = CLUSTERS[arm.config.cluster.kind]()
         backend.check(arm.config)
-        module = arm.config.workload.application["import_path"]
-        if imports and module not in imported:
+        modules = (arm.config.workload.application["import_path"], arm.config.workload.client.locustfile)
+        if imports and modules not in imported:
             backend.check_imports(arm.config)
-            imported.add(module)
+            imported.add(modules)
 
 
 def write_service_files(plan: Plan, paths: RunPaths) -> None:
@@ -59,7 +61,7 @@ def write_service_files(plan: Plan, paths: RunPaths) -> None:
     for arm in plan.arms:
         target = paths.service_yaml(arm.name, 0)
         target.parent.mkdir(parents=True)
-        target.write_text(service_yaml(arm.config))
+        target.write_text(service_yaml(arm.config, arm.config.cluster.http_port))
 
 
 class Run:
@@ -68,12 +70,14 @@ class Run:
     def __init__(self, plan: Plan, paths: RunPaths, command: list[str]) -> None:
         self.plan = plan
         self.paths = paths
+        self._lock = _lock(paths.root)
         self.errors: list[str] = []
         self._started_at_s = time.monotonic()
         self._timeline: list[dict[str, Any]] = []
         self._rows = {_key(trial): _planned_row(trial, paths.run_id) for trial in plan.trials}
         if paths.run_json.exists():
             self._record = results.read_json(paths.run_json) | {"status": "running", "finished_at": None}
+            self._record["resumed"].append({"at": _now(), "provenance": collect()})
             self._timeline += self._record["timeline"]
             for trial in plan.trials:
                 self._load_row(trial)
@@ -89,6 +93,7 @@ class Run:
                 "plan": _plan_record(plan),
                 "primary_cells": primary_cells(plan.arms),
                 "provenance": collect(),
+                "resumed": [],
                 "errors": [],
                 "timeline": [],
                 "looks": [],
@@ -110,9 +115,12 @@ class Run:
                     trials = [trial for trial in wave.trials if _key(trial) in todo]
                     with self._torn_down(), ExitStack() as live:
                         running = self._bring_up(wave, trials, live)
-                        for trial in trials:
-                            if trial.service in running:
-                                self._record_trial(trial, running[trial.service])
+                        measured = [trial for trial in trials if trial.service in running]
+                        for trial in measured:
+                            self._record_trial(trial, running[trial.service])
+                            if trial is not measured[-1]:
+                                with self._timed("cool_down", f"{trial.arm.name}/{trial.id}"):
+                                    time.sleep(trial.arm.config.sweep.cooldown_s)
         except Interrupted:
             self._finish("interrupted")
             raise
@@ -172,7 +180,6 @@ class Run:
             directory = self.paths.service_dir(service.arms[0].name, service.repeats[0])
             set_aside(directory)
             directory.mkdir(parents=True)
-            (directory / "service.yaml").write_text(service_yaml(service.config))
             try:
                 running[service] = live.enter_context(self._service(service, directory))
             except ServiceError as error:
@@ -205,8 +212,6 @@ class Run:
             self._load_row(trial)
             self._progress.trial_done(trial, self._rows[_key(trial)], record["invalid_details"])
         results.write_summary(self.paths.root, self.rows)
-        with self._timed("cool_down", f"{trial.arm.name}/{trial.id}"):
-            time.sleep(trial.arm.config.sweep.cooldown_s)
 
     def _measure(self, trial: Trial, running: Running, directory: Path) -> dict[str, Any]:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
@@ -262,6 +267,8 @@ class Run:
 
     def _record_failure(self, trial: Trial, stage: str, error: str, log: Path) -> None:
         path = self.paths.failure_json(trial.arm.name, trial.level, trial.repeat)
+        if stage == "service":
+            set_aside(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         results.write_json(
             path,
@@ -275,7 +282,7 @@ class Run:
                 "log": str(log.relative_to(self.paths.root)),
             },
         )
-        self._rows[_key(trial)]["state"] = "failed"
+        self._rows[_key(trial)] = _planned_row(trial, self.paths.run_id) | {"state": "failed"}
 
     def _load_row(self, trial: Trial) -> None:
         """Take the row from the trial's own record, where there is one."""
@@ -299,6 +306,16 @@ def keep_hydra_record(plan: Plan, paths: RunPaths) -> None:
     for arm in plan.arms:
         assert arm.hydra_dir is not None
         shutil.copytree(arm.hydra_dir, paths.hydra_dir(arm.name))
+
+
+def _lock(root: Path) -> int:
+    """Hold the run directory until this process ends, so that nobody resumes a run that is still going."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{root} is still being written by another orchestrator") from None
+    return descriptor
 
 
 def _healthy_snapshot(running: Running) -> dict[str, Any]:

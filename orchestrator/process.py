@@ -35,6 +35,23 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+_held: list[int] = []  # signals that wait for the end of an `uninterrupted` block
+_depth = 0
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold an interrupt back until the block is done: what is being claimed or torn down stays whole."""
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _held and _depth == 0:
+            raise Interrupted(_held.pop())
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into `Interrupted`; later ones only say that teardown is under way."""
@@ -47,7 +64,10 @@ def interruptible() -> Iterator[None]:
     def handle(signum: int, _frame: FrameType | None) -> None:
         for each in signals:
             signal.signal(each, say)
-        raise Interrupted(signum)
+        if _depth == 0:
+            raise Interrupted(signum)
+        _held.append(signum)
+        say()
 
     before = {each: signal.signal(each, handle) for each in signals}
     try:

@@ -4,7 +4,9 @@ On a terminal: one line that stays (what is happening now, live throughput, p99 
 above it. Elsewhere (CI, a pipe): the same facts as plain lines, without the live figures.
 """
 
+import os
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +19,15 @@ from rich.table import Table
 from orchestrator.clients.locust import Live
 from orchestrator.plan import Plan, Service, Trial
 
-console = Console(highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Output that nobody reads any more (`| head`, a closed terminal) must not end a run."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = _Console(highlight=False)
 
 
 class Progress:
@@ -150,7 +160,7 @@ def _result_cells(arm: Any, arms: Sequence[Any], level: int, rows: Sequence[Mapp
         }
 
     points, first = valid_points(arm.name), valid_points(arms[0].name)
-    ran = sum(row["arm"] == arm.name and row["concurrency"] == level for row in rows)
+    ran = sum(row["arm"] == arm.name and row["concurrency"] == level and row["state"] != "planned" for row in rows)
     cells = [f"c={level}", escape(arm.name)]
     for column in ("throughput_rps", "latency_p50_ms", "latency_p99_ms"):
         values = [point[column] for point in points.values() if point[column] is not None]

@@ -111,6 +111,7 @@ RUN_KEYS = {
     "plan": "object: arms, services and trials, in planned order",
     "primary_cells": "list of the cells whose verdict counts, fixed before the first service came up",
     "provenance": "object: versions, hardware and source commits of where the orchestrator ran",
+    "resumed": "list, one entry a resume: at, and provenance then",
     "errors": "list of messages of what failed outside any trial",
     "timeline": "list: what (service, bring_up, trial, cool_down), name, start_s, end_s since the (resumed) run began",
     "looks": "list, one entry a look at the comparison: number of blocks then, and when",
@@ -195,6 +196,7 @@ INVALID_REASONS = {
     "in_flight": "closed loop: time-average number in flight below min_in_flight_ratio of concurrency",
     "replica_restart": "a replica was replaced during the trial",
     "actor_failed": "a Serve actor died during the trial",
+    "task_error": "the locustfile's task raised during the trial",
     "client_cpu": "busiest client process above max_client_cpu_ratio of a core",
     "client_lag": "median lag of the client's event loop above max_client_lag_ratio of latency_p50_ms",
 }
@@ -600,6 +602,15 @@ def _check_client(
     thresholds: Mapping[str, float],
 ) -> None:
     """Whether we measured the service or the client."""
+    num_task_errors = client.get("num_task_errors")
+    if num_task_errors is None:
+        validity.unchecked.append("task_error")
+    elif num_task_errors:
+        validity.invalidate(
+            "task_error",
+            f"The locustfile's task raised {num_task_errors} times, none is allowed: what it found wrong is in "
+            "client.log. Mark a bad reply with response.failure() instead.",
+        )
     cpu_ratio, limit = client.get("cpu_ratio"), thresholds["max_client_cpu_ratio"]
     if cpu_ratio is None:
         validity.unchecked.append("client_cpu")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.clusters.local_ray import _claim_block, check_flags, client_environment, is_claimed, service_yaml
+from orchestrator.clusters.local_ray import _Claim, check_flags, client_environment, is_claimed, service_yaml
 from orchestrator.errors import ConfigError
-from orchestrator.process import MARKER, end_members, members
+from orchestrator.process import MARKER, Interrupted, end_members, interruptible, members, uninterrupted
 from tests.conftest import Compose
 
 SLEEP = "import time; time.sleep(60)"
@@ -53,7 +53,7 @@ def test_calling_shell_does_not_leak_in(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_service_yaml_can_be_run_by_hand(compose: Compose) -> None:
-    text = service_yaml(compose("profile=grpc"))
+    text = service_yaml(compose("profile=grpc"), None)
     assert "#   RAY_SERVE_USE_GRPC_BY_DEFAULT=1 serve run service.yaml" in text
     (application,) = yaml.safe_load(text)["applications"]
     assert application["import_path"] == "workloads.unary.app:build"
@@ -61,9 +61,9 @@ def test_service_yaml_can_be_run_by_hand(compose: Compose) -> None:
 
 def test_two_processes_claim_different_blocks() -> None:
     code = (
-        "import sys; from orchestrator.clusters.local_ray import _claim_block\n"
-        "blocks = [_claim_block() for _ in range(5)]\n"
-        "print(*(block[0] for block in blocks), flush=True); sys.stdin.readline()"
+        "import sys; from orchestrator.clusters.local_ray import _Claim\n"
+        "claims = [_Claim() for _ in range(5)]\n"
+        "print(*(claim.directory for claim in claims), flush=True); sys.stdin.readline()"
     )
     pair = [
         subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -89,10 +89,11 @@ def test_two_processes_claim_different_blocks() -> None:
 
 def test_a_taken_port_spoils_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.clusters.local_ray._is_free", lambda port: port >= 31800)
-    directory, base, claim = _claim_block()
-    os.close(claim)
-    directory.rmdir()
-    assert base == 31800
+    claim = _Claim()
+    assert claim.base_port == 31800
+    assert is_claimed(claim.directory)
+    assert claim.release() == []
+    assert not claim.directory.exists()
 
 
 def spawn(*command: str, **env: str) -> subprocess.Popen[bytes]:
@@ -123,3 +124,21 @@ def test_members_are_found_by_marker_and_by_open_file(tmp_path: Path) -> None:
         for process in [*mine, other]:
             process.kill()
             process.wait()
+
+
+def test_an_interrupt_waits_for_the_end_of_a_teardown() -> None:
+    reached = []
+
+    def tear_down() -> None:
+        with interruptible():
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+                reached.append("end of the teardown")
+            reached.append("not reached")
+
+    with pytest.raises(Interrupted) as interrupted:
+        tear_down()
+    assert reached == ["end of the teardown"]
+    assert interrupted.value.signum == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

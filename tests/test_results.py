@@ -301,7 +301,7 @@ THRESHOLDS = {
     "max_client_cpu_ratio": 0.9,
     "max_client_lag_ratio": 0.05,
 }
-CLIENT = {"window_s": 10.0, "all_clients_started_at_s": -1.0, "cpu_ratio": 0.5, "lag_p50_ms": 0.1}
+CLIENT = {"window_s": 10.0, "all_clients_started_at_s": -1.0, "cpu_ratio": 0.5, "lag_p50_ms": 0.1, "num_task_errors": 0}
 SERVER: dict[str, list[str]] = {"restarted": [], "failed": [], "actors": ["proxy"]}
 
 
@@ -375,6 +375,7 @@ BREACHES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("replica_restart", {"server": SERVER | {"restarted": ["echo#1"]}}, {"server": SERVER}),
     ("actor_failed", {"server": SERVER | {"failed": ["echo#1"]}}, {"server": SERVER}),
+    ("task_error", {"client": CLIENT | {"num_task_errors": 1}}, {"client": CLIENT}),
     ("client_cpu", {"client": CLIENT | {"cpu_ratio": 0.91}}, {"client": CLIENT | {"cpu_ratio": 0.9}}),
     ("client_lag", {"client": CLIENT | {"lag_p50_ms": 0.51}}, {"client": CLIENT | {"lag_p50_ms": 0.49}}),
 ]
@@ -439,6 +440,7 @@ def test_what_a_backend_cannot_tell_is_unchecked(missing: dict[str, None]) -> No
     assert found.unchecked == [
         "window_cut_short",
         "ramp_in_window",
+        "task_error",
         "client_cpu",
         "client_lag",
         "replica_restart",

@@ -42,6 +42,7 @@ def main() -> NoReturn:
     os.dup2(2, 1)  # whatever Ray prints goes to the log, not into the protocol
     spec = json.loads(sys.stdin.readline())
     directory = Path(spec["directory"])
+    parent = os.getppid()
     try:
         _bring_up(spec, channel)
         _say(channel, event="ready", effective=_effective(spec))
@@ -54,7 +55,8 @@ def main() -> NoReturn:
         sys.stdin.read()  # stay until told to go: logs are copied meanwhile
     finally:
         end_members(directory)
-        shutil.rmtree(directory, ignore_errors=True)
+        if os.getppid() != parent:  # orphaned; else the parent removes it last, since another may then take its name
+            shutil.rmtree(directory, ignore_errors=True)
         os._exit(0)  # Ray's exit handlers would wait for processes that are gone
 
 
@@ -249,7 +251,8 @@ def _flag_effects(
         rest = {other: setting for other, setting in declared.items() if other != name}
         effects[name] = alone or _difference(_constants_under(rest, without=declared), here)
         if not effects[name]:
-            warnings.append(f"{name}={value} changes no Serve constant in Ray {ray.__version__}: no effect expected")
+            expected = "no effect expected" if name.startswith("RAY_SERVE_") else "its effect cannot be shown here"
+            warnings.append(f"{name}={value} changes no Serve constant in Ray {ray.__version__}: {expected}")
     consequences = {name: change for name, change in _difference(baseline, here).items() if name not in declared}
     return effects, consequences, warnings
 

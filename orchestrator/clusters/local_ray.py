@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import selectors
+import shlex
 import shutil
 import socket
 import subprocess
@@ -31,7 +32,7 @@ import yaml
 from orchestrator import provenance
 from orchestrator.config import Config, render_application
 from orchestrator.errors import ConfigError, ServiceError
-from orchestrator.process import MARKER, clean_environment, end_members, listener
+from orchestrator.process import MARKER, clean_environment, end_members, listener, uninterrupted
 
 # Below Linux's ephemeral range (32768 on), where Ray's workers take their own ports.
 _FIRST_PORT, _LAST_PORT, _BLOCK_PORTS = 10000, 32000, 200
@@ -101,37 +102,75 @@ class LocalRay:
     def service(self, config: Config, log_dir: Path, on_status: Callable[[str], None]) -> Iterator[LocalService]:
         """Bring one service up, and always take it down again.
 
-        Copies the logs into `log_dir` at the end. Raises ServiceError with the replica's own
-        words and the log's path when it cannot be brought up, or when a process of it survives.
+        Writes `service.yaml` into `log_dir` before and copies the logs there after. Raises ServiceError with the
+        replica's own words and the log's path when it cannot be brought up, or when a process of it survives.
         """
-        directory, base_port, claim = _claim_block()
-        http_port = config.cluster.http_port or base_port
-        serve_config = render_service(config, http_port)
-        spec = {
-            "directory": str(directory),
-            "num_cpus": config.cluster.num_cpus,
-            "num_gpus": config.cluster.num_gpus,
-            "metrics_export_port": base_port + 6,
-            "serve_config": serve_config,
-            "http_port": http_port,
-            "ready_url": f"http://127.0.0.1:{http_port}{config.workload.ready_path}",
-            "declared_env": config.profile.env,
-            "cluster_env": {**config.cluster.env, **config.workload.env},
-        }
-        driver = None
+        claim: _Claim | None = None
+        driver: _Driver | None = None
         try:
-            driver = _Driver(spec, _service_environment(config, base_port, directory), log_dir / "driver.log")
+            with uninterrupted():
+                claim = _Claim()
+            http_port = config.cluster.http_port or claim.base_port
+            (log_dir / "service.yaml").write_text(service_yaml(config, http_port))
+            spec = {
+                "directory": str(claim.directory),
+                "num_cpus": config.cluster.num_cpus,
+                "num_gpus": config.cluster.num_gpus,
+                "metrics_export_port": claim.base_port + 6,
+                "serve_config": render_service(config, http_port),
+                "http_port": http_port,
+                "ready_url": f"http://127.0.0.1:{http_port}{config.workload.ready_path}",
+                "declared_env": config.profile.env,
+                "cluster_env": {**config.cluster.env, **config.workload.env},
+            }
+            with uninterrupted():
+                driver = _Driver(spec, _service_environment(config, claim), log_dir / "driver.log")
             effective = driver.wait_ready(config.cluster.startup_timeout_s, on_status)
             yield LocalService(f"http://127.0.0.1:{http_port}", effective, driver)
         finally:
-            _copy_logs(directory, log_dir)
-            if driver is not None:
-                driver.stop()
-            survivors = end_members(directory)
-            shutil.rmtree(directory, ignore_errors=True)
-            os.close(claim)
+            with uninterrupted():
+                if claim is not None:
+                    _copy_logs(claim.directory, log_dir)
+                if driver is not None:
+                    driver.stop()
+                survivors = claim.release() if claim is not None else []
             if survivors:
                 raise ServiceError(f"processes of the service would not end: {', '.join(survivors)}; log: {log_dir}")
+
+
+class _Claim:
+    """A service directory of our own and the block of ports that goes with it, `base_port` first.
+
+    The claim is a lock on the directory, which the system releases when this process ends, however it ends.
+    """
+
+    def __init__(self) -> None:
+        bases = list(range(_FIRST_PORT, _LAST_PORT, _BLOCK_PORTS))
+        secrets.SystemRandom().shuffle(bases)
+        for base in bases:
+            directory = Path(f"{directory_prefix()}{base}")
+            try:
+                directory.mkdir(mode=0o700)
+            except FileExistsError:
+                continue
+            if all(_is_free(base + offset) for offset in range(_BLOCK_PORTS)):
+                self.directory = directory
+                self.base_port = base
+                self._lock = os.open(directory, os.O_RDONLY)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                return
+            directory.rmdir()
+        raise ServiceError(
+            f"no free block of {_BLOCK_PORTS} ports in {_FIRST_PORT}..{_LAST_PORT}; "
+            f"`python -m orchestrator.cleanup` lists what earlier runs left in {directory_prefix()}*"
+        )
+
+    def release(self) -> list[str]:
+        """End what still belongs to the directory and remove it; returns what would not end."""
+        survivors = end_members(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        os.close(self._lock)
+        return survivors
 
 
 class _Driver:
@@ -168,7 +207,11 @@ class _Driver:
 
     def ask(self, command: str, timeout_s: float) -> dict[str, Any]:
         self._send(command)
-        return self._receive(time.monotonic() + timeout_s, f"no answer to {command!r} within {timeout_s:g} s")
+        try:
+            return self._receive(time.monotonic() + timeout_s, f"no answer to {command!r} within {timeout_s:g} s")
+        except ServiceError:
+            self._process.kill()  # else a late answer would be taken for the next one's
+            raise
 
     def stop(self) -> None:
         """Close its standard input, on which it ends itself and its tree; the caller sweeps up what is left."""
@@ -225,12 +268,12 @@ def render_service(config: Config, http_port: int | None) -> dict[str, Any]:
     }
 
 
-def service_yaml(config: Config) -> str:
-    """`service.yaml`, headed by the commands that run the same service by hand."""
+def service_yaml(config: Config, http_port: int | None) -> str:
+    """`service.yaml`, headed by the command that runs the same service by hand."""
     env = {**config.cluster.env, **config.workload.env, **config.profile.env}
-    setting = "".join(f"{name}={value} " for name, value in sorted(env.items()))
+    setting = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(env.items()))
     head = f"# By hand, from the repository's root:\n#   {setting}serve run service.yaml\n"
-    return head + yaml.safe_dump(render_service(config, config.cluster.http_port), sort_keys=False)
+    return head + yaml.safe_dump(render_service(config, http_port), sort_keys=False)
 
 
 def check_flags(env: Mapping[str, str]) -> None:
@@ -299,7 +342,8 @@ def client_environment() -> dict[str, str]:
     return clean_environment() | {"PYTHONPATH": search, "PYTHONUNBUFFERED": "1"}
 
 
-def _service_environment(config: Config, base_port: int, directory: Path) -> dict[str, str]:
+def _service_environment(config: Config, claim: _Claim) -> dict[str, str]:
+    directory, base_port = claim.directory, claim.base_port
     ours = {
         MARKER: str(directory),
         "RAY_AUTH_MODE": "token",
@@ -341,30 +385,6 @@ def is_claimed(directory: Path) -> bool:
     finally:
         os.close(claim)
     return False
-
-
-def _claim_block() -> tuple[Path, int, int]:
-    """A directory of our own, the first of `_BLOCK_PORTS` ports that go with it, and a lock on the directory.
-
-    The lock is a file descriptor; the system releases it when this process ends, however it ends.
-    """
-    bases = list(range(_FIRST_PORT, _LAST_PORT, _BLOCK_PORTS))
-    secrets.SystemRandom().shuffle(bases)
-    for base in bases:
-        directory = Path(f"{directory_prefix()}{base}")
-        try:
-            directory.mkdir(mode=0o700)
-        except FileExistsError:
-            continue
-        if all(_is_free(base + offset) for offset in range(_BLOCK_PORTS)):
-            claim = os.open(directory, os.O_RDONLY)
-            fcntl.flock(claim, fcntl.LOCK_EX)
-            return directory, base, claim
-        directory.rmdir()
-    raise ServiceError(
-        f"no free block of {_BLOCK_PORTS} ports in {_FIRST_PORT}..{_LAST_PORT}; "
-        f"`python -m orchestrator.cleanup` lists what earlier runs left in {directory_prefix()}*"
-    )
 
 
 def _is_free(port: int) -> bool:

@@ -31,7 +31,7 @@ SHORT = [
     "sweep.repeats=1",
     "sweep.ramp_up_s=0.5",
     "sweep.warmup_s=1",
-    "sweep.duration_s=3",
+    "sweep.duration_s=4",
     "sweep.cooldown_s=0",
 ]
 TIMEOUT_S = 600
@@ -255,7 +255,15 @@ def test_interrupt_during_deployment(tmp_path: Path, signum: int, code: int) -> 
 def test_interrupt_under_load_then_resume(tmp_path: Path) -> None:
     process = start(tmp_path, *SHORT, "sweep.concurrency=[2,4]")
     wait_for(lambda: any(tmp_path.glob("*/*/trials/c0004-r0/client.log")), process)
-    time.sleep(2)
+    meanwhile = subprocess.run(
+        [sys.executable, "-m", "orchestrator", f"resume={only_run(tmp_path)}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert meanwhile.returncode == 2
+    assert "still being written" in meanwhile.stderr
     process.send_signal(signal.SIGINT)
     output = finish(process)
     assert process.returncode == 130, output
@@ -264,6 +272,8 @@ def test_interrupt_under_load_then_resume(tmp_path: Path) -> None:
     assert f"resume={run}" in output.replace("\n", "")
     kept = run / "baseline/trials/c0002-r0/trial.json"
     before = kept.stat().st_mtime_ns if read(kept)["valid"] else None
+
+    assert not any(run.rglob("*.attempt*"))
 
     again = subprocess.run(
         [sys.executable, "-m", "orchestrator", f"resume={run}"],
@@ -278,6 +288,19 @@ def test_interrupt_under_load_then_resume(tmp_path: Path) -> None:
     assert (run / "baseline/trials/c0004-r0.attempt1").is_dir()
     if before is not None:
         assert kept.stat().st_mtime_ns == before
+
+
+def test_interrupt_during_teardown_waits_for_its_end(tmp_path: Path) -> None:
+    process = start(tmp_path, *SHORT, "sweep.concurrency=[2]")
+    wait_for(lambda: any(tmp_path.glob("*/*/trials/*/trial.json")), process)
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:  # from the first moment of the teardown to its last
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    output = finish(process)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "already stopping" in output
 
 
 def test_service_of_a_killed_orchestrator_ends_itself(tmp_path: Path) -> None:
