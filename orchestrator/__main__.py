@@ -9,6 +9,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from datetime import datetime
@@ -44,6 +45,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIG
     except Interrupted as interrupted:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # what is left to do is to end with the right exit code
         return 128 + interrupted.signum
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -155,18 +158,22 @@ def _reload(run_paths: "RunPaths") -> "Plan":
 
 
 def _go(run: "Run", run_paths: "RunPaths") -> int:
-    from orchestrator import progress
-
     try:
         code = run.go()
     except Interrupted as interrupted:
-        code = 128 + interrupted.signum
-    progress.print_results(run.plan, run.rows)
-    if code:
-        why = "Interrupted; everything is stopped. Go on" if code >= 128 else "Run again what failed or is INVALID"
-        progress.line(f"{why}: python -m orchestrator {shlex.quote(f'resume={run_paths.root}')}")
-    progress.line(str(run_paths.root))
+        _summarise(run, run_paths, "Interrupted; everything is stopped. Go on")
+        raise interrupted
+    _summarise(run, run_paths, "Run again what failed or is INVALID" if code else None)
     return code
+
+
+def _summarise(run: "Run", run_paths: "RunPaths", why_again: str | None) -> None:
+    from orchestrator import progress
+
+    progress.print_results(run.plan, run.rows)
+    if why_again:
+        progress.line(f"{why_again}: python -m orchestrator {shlex.quote(f'resume={run_paths.root}')}")
+    progress.line(str(run_paths.root))
 
 
 if __name__ == "__main__":
