@@ -159,6 +159,8 @@ def _workload(node: Any) -> WorkloadConfig:
     deployments = application.get("deployments")
     if not isinstance(deployments, dict) or not all(isinstance(each, dict) for each in deployments.values()):
         raise ConfigError(f"workload.application.deployments must map names to settings, found {deployments!r}")
+    if not workload.ready_path.startswith("/"):
+        raise ConfigError(f"workload.ready_path must start with /, found {workload.ready_path!r}")
     for name, value in node.items():
         _check_number(f"workload.{name}", value)
     return workload
@@ -198,7 +200,7 @@ def _check_env(where: str, env: Mapping[str, Any]) -> None:
         word = str(value).lower()
         switch = {"true": "1", "on": "1", "yes": "1", "false": "0", "off": "0", "no": "0"}.get(word)
         if not isinstance(value, str) or (switch and name.startswith("RAY_SERVE_")):
-            text = switch or value
+            text = switch or ("1" if value is None else value)
             raise ConfigError(
                 f"{where}.{name} must be a quoted string that Ray understands, found {value!r}. "
                 f'In a file: {name}: "{text}"   On the command line: \'++{where}.{name}="{text}"\''
@@ -243,13 +245,18 @@ def _check_replicas(config: Config) -> None:
     """More replicas than the cluster can hold would only time out, so this is refused here."""
     asked_cpus = asked_gpus = 0.0
     parts = []
-    for name, settings in config.workload.application["deployments"].items():
-        replicas = settings.get("num_replicas", 1)
+    for settings in render_application(config)["deployments"]:
+        name, replicas = settings["name"], settings.get("num_replicas", 1)
         if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
             raise ConfigError(f"{name}: num_replicas must be a positive whole number, found {replicas!r}")
         options = settings.get("ray_actor_options") or {}
+        if not isinstance(options, dict):
+            raise ConfigError(f"{name}: ray_actor_options must be a mapping, found {options!r}")
         cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # as Serve has it
         gpus = options.get("num_gpus") or 0
+        for resource, amount in (("num_cpus", cpus), ("num_gpus", gpus)):
+            if not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
+                raise ConfigError(f"{name}: ray_actor_options.{resource} must be a number, found {amount!r}")
         asked_cpus += replicas * cpus
         asked_gpus += replicas * gpus
         parts.append(f"{name} {replicas} x ({cpus:g} CPU, {gpus:g} GPU)")
@@ -266,11 +273,17 @@ def render_application(config: Config) -> dict[str, Any]:
 
     Same for every backend; `serve run` and `anyscale service deploy` accept it in their files.
     """
-    merged = OmegaConf.merge(
-        {"name": config.workload.name},
-        OmegaConf.create(config.workload.application),
-        OmegaConf.create(config.profile.app),
-    )
+    overlaid = config.profile.app.get("deployments", {})
+    deployed = config.workload.application["deployments"]
+    if not isinstance(overlaid, dict) or not overlaid.keys() <= deployed.keys():
+        raise ConfigError(
+            f"profile.app.deployments must map names of deployments to settings, found {overlaid!r}; "
+            f"workload {config.workload.name} has {', '.join(deployed)}"
+        )
+    try:
+        merged = OmegaConf.merge({"name": config.workload.name}, config.workload.application, config.profile.app)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"profile.app does not fit workload.application: {error}") from error
     application = cast(dict[str, Any], OmegaConf.to_container(merged))
     deployments = application.pop("deployments")
     application["deployments"] = [{"name": name, **settings} for name, settings in deployments.items()]

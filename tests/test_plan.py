@@ -77,9 +77,12 @@ def test_arms_to_be_compared_stay_next_to_each_other(compose: Compose) -> None:
     four = jobs(
         compose, *(["workload=" + w, "profile=" + p] for p in ("baseline", "grpc") for w in ("unary", "streaming"))
     )
+    first = set()
     for seed in range(20):
         workloads = [service.config.workload.name for service in make_plan(four, seed).services]
         assert all(workloads[i] == workloads[i + 1] for i in range(0, len(workloads), 2)), seed
+        first.add(workloads[0])
+    assert first == {"unary", "streaming"}  # the comparisons are shuffled too
 
 
 def test_local_services_live_one_at_a_time(compose: Compose) -> None:
@@ -103,6 +106,11 @@ def test_services_that_live_together_are_measured_level_by_level(compose: Compos
         assert wave.trials[0].arm is not wave.trials[1].arm
 
 
+def test_a_wave_holds_whole_blocks(compose: Compose) -> None:
+    each = [[f"profile={name}", "cluster.max_live_services=5", "sweep.repeats=3"] for name in ("baseline", "grpc")]
+    assert [len(wave.services) for wave in make_plan(jobs(compose, *each), 0).waves] == [4, 2]
+
+
 def test_redeploy_never_needs_room_for_all_arms(compose: Compose) -> None:
     def each(live: int) -> list[list[str]]:
         return [
@@ -121,7 +129,13 @@ def test_service_key_is_what_is_deployed(compose: Compose) -> None:
     base = service_key(compose())
     for same in ("workload.payload_bytes=0", "sweep=quick", "validity.max_drift_ratio=1", "cluster.client_processes=1"):
         assert service_key(compose(same)) == base, same
-    for other in ("profile=grpc", "workload.num_replicas=2", "cluster.num_cpus=8", "workload.max_ongoing_requests=5"):
+    for other in (
+        "profile=grpc",
+        "workload.num_replicas=2",
+        "cluster.num_cpus=8",
+        "cluster.http_port=9000",
+        "workload.max_ongoing_requests=5",
+    ):
         assert service_key(compose(other)) != base, other
     assert service_key(compose("workload=streaming")) != service_key(compose("workload=streaming", "workload.ttft_s=1"))
 

@@ -71,6 +71,10 @@ class LocalRay:
         """Everything that can be known without starting Ray. Raises ConfigError."""
         check_flags({**config.cluster.env, **config.workload.env, **config.profile.env})
         _check_source(config.workload.application["import_path"])
+        locustfile = config.workload.client.locustfile
+        found = Path(locustfile) if locustfile.endswith(".py") else provenance.find_module(locustfile)
+        if found is None or not found.is_file():
+            raise ConfigError(f"workload.client.locustfile={locustfile!r}: no such file or module")
         port = config.cluster.http_port
         if port is not None and not _is_free(port):
             holder = listener(port)
@@ -325,13 +329,12 @@ def _check_source(import_path: str) -> None:
         tree = ast.parse(source.read_text(), filename=str(source))
     except SyntaxError as error:
         raise ConfigError(f"{source} does not parse: line {error.lineno}: {error.msg}") from error
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} | {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    nodes = list(ast.walk(tree))
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+    if "*" in names:
+        return  # only the import can tell
     if attribute not in names:
         raise ConfigError(f"{source} has no {attribute!r}; it has {', '.join(sorted(names))}")
 
