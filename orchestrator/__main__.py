@@ -63,7 +63,6 @@ def _compose(arguments: list[str]) -> list["Job"]:
                 "own sweep); run one after the other"
             )
     found: list[tuple[DictConfig, dict[str, str], str, Path]] = []
-    shadowed: dict[str, str] = {}
 
     @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
     def collect(composed: DictConfig) -> None:
@@ -71,10 +70,6 @@ def _compose(arguments: list[str]) -> list["Job"]:
         overrides: dict[str, str] = {}
         for override in record.overrides.task:
             key, _, value = override.lstrip("+~").partition("=")
-            # A key that an experiment sweeps and the command line sets again comes twice, and the later one
-            # counts; the product over the first one would only repeat the same jobs.
-            if key in overrides and shadowed.setdefault(key, overrides[key]) != overrides[key]:
-                return
             overrides[key] = value
         hydra_dir = Path(record.runtime.output_dir) / (record.output_subdir or "")
         found.append((composed, overrides, str(record.runtime.choices.get("profile")), hydra_dir))
