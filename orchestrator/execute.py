@@ -168,7 +168,9 @@ class Run:
             yield
         except ServiceError as error:
             self.errors.append(str(error))
-            self._progress.line(f"[red]teardown failed[/red] {error}")
+            self._progress.teardown_failed(str(error))
+            if isinstance(error.__context__, Interrupted):  # what was being unwound when the teardown failed
+                raise error.__context__ from None
 
     def _bring_up(self, wave: Wave, trials: list[Trial], live: ExitStack) -> dict[Service, Running]:
         """The wave's services that have something to measure; one that fails takes its trials with it."""
@@ -183,7 +185,7 @@ class Run:
             try:
                 running[service] = live.enter_context(self._service(service, directory))
             except ServiceError as error:
-                self._progress.service_failed(service, str(error))
+                self._progress.service_failed(service, str(error), len(waiting))
                 for trial in waiting:
                     self._record_failure(trial, "service", str(error), directory)
                 continue

@@ -94,7 +94,11 @@ class Progress:
             f"[red]FAILED[/red] {escape(error.splitlines()[0])}"
         )
 
-    def service_failed(self, service: Service, error: str) -> None:
+    def teardown_failed(self, error: str) -> None:
+        self.line(f"[red]teardown failed[/red] {escape(error)}")
+
+    def service_failed(self, service: Service, error: str, num_trials: int) -> None:
+        self._num_done += num_trials
         self.line(f"[red]service {escape(service.label)} failed[/red]\n{escape(error)}")
 
     def warning(self, text: str) -> None:

@@ -1,8 +1,22 @@
-"""Is what happened to the service during a trial told from two snapshots?"""
+"""Is what happened to the service during a trial told from two snapshots, and is an interrupt never lost?"""
 
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from orchestrator import execute, results
+from orchestrator.config import ClusterKind
+from orchestrator.errors import ServiceError
 from orchestrator.execute import _changes
+from orchestrator.paths import RunPaths
+from orchestrator.plan import Job, make_plan
+from orchestrator.process import Interrupted
+from tests.conftest import Compose
 
 
 def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
@@ -42,3 +56,30 @@ def test_actor_that_ray_restarts_under_its_old_id_has_failed() -> None:
 def test_lost_listener_and_unhealthy_deployment_are_failures() -> None:
     after = snapshot(CONTROLLER, REPLICA, listener=None, unhealthy=("Echo: UNHEALTHY",))
     assert _changes(snapshot(CONTROLLER, REPLICA), after)["failed"] == ["Echo: UNHEALTHY", "HTTP listener"]
+
+
+class Stubborn:
+    """A backend whose service cannot be ended."""
+
+    @contextlib.contextmanager
+    def service(self, *_: Any) -> Iterator[Any]:
+        try:
+            yield SimpleNamespace(effective={"listener": None, "warnings": []})
+        finally:
+            raise ServiceError("pid 1 would not end")
+
+
+def test_interrupt_survives_a_teardown_that_fails(
+    tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_ctrl_c(*_: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Stubborn)
+    monkeypatch.setattr(execute.Run, "_record_trial", press_ctrl_c)
+    plan = make_plan([Job(compose("sweep=quick"), {}, "baseline")], seed=0)
+    run = execute.Run(plan, RunPaths(tmp_path), [])
+    with pytest.raises(Interrupted):
+        run.go()
+    assert run.errors == ["pid 1 would not end"]
+    assert results.read_json(tmp_path / "run.json")["status"] == "interrupted"
