@@ -76,7 +76,10 @@ def planning() -> None:
 
 
 def wall_time(run: Path) -> None:
-    timeline = json.loads((run / "run.json").read_text())["timeline"]
+    record = json.loads((run / "run.json").read_text())
+    timeline = record["timeline"]
+    if record["status"] != "complete" or record["resumed"]:
+        sys.exit(f"{run}: needs a run that completed in one go, found {record['status']}, resumed {record['resumed']}")
     spent: dict[str, float] = {}
 
     def add(what: str, duration_s: float) -> None:
