@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.config import Config, parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError
@@ -126,6 +127,7 @@ def _reload(run_paths: "RunPaths") -> "Plan":
 
     try:
         record = results.read_json(run_paths.run_json)
+        seed = record["seed"]
         arms = []
         for arm in record["plan"]["arms"]:
             saved = OmegaConf.load(run_paths.hydra_dir(arm["name"]) / "config.yaml")
@@ -141,15 +143,21 @@ def _reload(run_paths: "RunPaths") -> "Plan":
                     copy=arm["copy"],
                 )
             )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"resume={run_paths.root}: not a run that can be taken up again: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OmegaConfBaseException,
+    ) as error:  # missing, or not as we write it
+        raise ConfigError(f"resume={run_paths.root}: not a run that can be taken up again: {error!r}") from error
     for arm in arms:
         if plan.service_key(arm.config) != arm.key:
             raise ConfigError(
                 f"resume={run_paths.root}: arm {arm.name} would not be the same service any more (its workload's "
                 "source or the Ray version has changed); start a new run"
             )
-    return plan.plan_arms(arms, record["seed"])
+    return plan.plan_arms(arms, seed)
 
 
 def _go(run: "Run", run_paths: "RunPaths") -> int:

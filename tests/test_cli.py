@@ -107,6 +107,8 @@ def test_resume_of_no_run_or_with_more_overrides_is_refused(tmp_path: Path) -> N
 
     assert "not a run" in resume()
     assert "stands alone" in resume("seed=3")
+    (tmp_path / "run.json").write_text('{"plan": {"arms": []}}')  # not as we write it: no seed
+    assert "not a run" in resume()
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")))
