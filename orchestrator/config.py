@@ -84,6 +84,16 @@ class ValidityConfig:
 
 
 @dataclass
+class CompareConfig:
+    """How the arms will be judged: fixed before any of them is measured."""
+
+    treatment: Any = None  # an axis or a list of axes; null = the profile where it varies, else the last one swept
+    baseline: str | None = None  # an arm, or its value of the treatment; null = "baseline", else the first arm
+    margin: float = MISSING
+    max_looks: int = MISSING
+
+
+@dataclass
 class ClientConfig:
     locustfile: str = MISSING
     options: dict[str, Any] = MISSING
@@ -111,6 +121,7 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     slo: SloConfig = field(default_factory=SloConfig)
     validity: ValidityConfig = field(default_factory=ValidityConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     outputs: str = "outputs"
     seed: int | None = None
     dry_run: bool = False
@@ -134,6 +145,7 @@ def parse(composed: DictConfig) -> Config:
     assert isinstance(config, Config)
     config.workload = _workload(config.workload)
     config.sweep.concurrency = _concurrency(config.sweep.concurrency)
+    config.compare.treatment = _treatment(config.compare.treatment)
     for where in ("cluster", "workload", "profile"):
         _check_env(f"{where}.env", getattr(config, where).env)
     _check_ranges(config)
@@ -192,6 +204,16 @@ def _concurrency(value: Any) -> list[int]:
     return levels
 
 
+def _treatment(value: Any) -> list[str]:
+    axes = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(axis, str) and axis for axis in axes):
+        raise ConfigError(
+            f"compare.treatment must name what is compared, found {value!r}; "
+            "e.g. compare.treatment=workload.num_replicas"
+        )
+    return axes
+
+
 def _check_env(where: str, env: Mapping[str, Any]) -> None:
     """Environment values are strings: YAML makes `on` True and `1` an int, and Ray Serve compares with "1"."""
     for name, value in env.items():
@@ -216,6 +238,8 @@ def _check_ranges(config: Config) -> None:
         "cluster.client_processes": cluster.client_processes,
         "cluster.max_live_services": cluster.max_live_services,
         "cluster.startup_timeout_s": cluster.startup_timeout_s,
+        "compare.margin": config.compare.margin,
+        "compare.max_looks": config.compare.max_looks,
     }
     not_negative = {
         "sweep.ramp_up_s": sweep.ramp_up_s,

@@ -91,6 +91,7 @@ class Run:
                 "command": command,
                 "seed": plan.seed,
                 "plan": _plan_record(plan),
+                "compare": _compare_record(plan),
                 "primary_cells": primary_cells(plan.arms),
                 "provenance": collect(),
                 "resumed": [],
@@ -363,6 +364,18 @@ def _plan_record(plan: Plan) -> dict[str, Any]:
         ],
         "services": [[service.label for service in wave.services] for wave in plan.waves],
         "trials": [f"{trial.arm.name}/{trial.id}" for trial in plan.trials],
+    }
+
+
+def _compare_record(plan: Plan) -> dict[str, Any]:
+    first = plan.arms[0]
+    return {
+        "treatment": list(first.treatment),
+        "baseline": first.config.compare.baseline,
+        "margin": first.config.compare.margin,
+        "max_looks": first.config.compare.max_looks,
+        "repeats": first.config.sweep.repeats,
+        "redeploy": first.config.cluster.redeploy.value,
     }
 
 

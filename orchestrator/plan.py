@@ -24,6 +24,7 @@ _T = TypeVar("_T")
 
 LEVEL_AXIS = "sweep.concurrency"  # swept or listed, it makes levels and not arms
 PROFILE_AXIS = "profile"
+PROFILE_BASELINE = "baseline"
 _GROUPS = ("cluster", "workload", "profile", "sweep")
 
 # Seen on 2 slow cores; only the estimate of the duration depends on them.
@@ -53,13 +54,20 @@ class Arm:
     hydra_dir: Path | None = None
 
     @property
-    def other_axes(self) -> tuple[tuple[str, str], ...]:
-        """The axes that are held fixed in a comparison: all but the last, which is the profile where that varies.
+    def treatment(self) -> tuple[str, ...]:
+        """The axes whose values are compared: as declared, else the profile, else the last one swept.
 
-        Workloads and clusters are never compared with each other.
+        Workloads and clusters are compared only where that is declared.
         """
-        *others, last = self.axes.items() or [("", "")]
-        return tuple(self.axes.items()) if last[0] in ("workload", "cluster") else tuple(others)
+        if self.config.compare.treatment:
+            return tuple(self.config.compare.treatment)
+        swept = [axis for axis in self.axes if axis not in ("cluster", "workload")]
+        return (PROFILE_AXIS,) if PROFILE_AXIS in swept else tuple(swept[-1:])
+
+    @property
+    def other_axes(self) -> tuple[tuple[str, str], ...]:
+        """The axes that are held fixed in a comparison."""
+        return tuple((axis, value) for axis, value in self.axes.items() if axis not in self.treatment)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +153,7 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
         _same_for_all(arms, f"cluster.{field}", [getattr(arm.config.cluster, field) for arm in arms])
     for field in ("outputs", "seed", "dry_run", "resume"):
         _same_for_all(arms, field, [getattr(arm.config, field) for arm in arms])
+    _check_treatment(arms)
     blocks = _blocks(arms, arms[0].config.sweep.repeats, cluster.redeploy, random.Random(seed))
     waves = [_wave(services) for services in _chunks(blocks, cluster.max_live_services, cluster.redeploy)]
     plan = Plan(tuple(arms), tuple(waves), seed)
@@ -153,18 +162,64 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
     return plan
 
 
-def primary_cells(arms: Iterable[Arm]) -> list[dict[str, Any]]:
-    """What the verdict will be about, fixed before the first deployment: throughput at the highest level.
+def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """What the verdicts will be about, fixed before the first deployment: throughput at the highest level.
 
-    One cell for each tuple of the axes other than the profile.
+    One cell for each arm that is compared with its baseline, at the highest level that they share; an arm that
+    stands alone is its own baseline, without a candidate. Raises ConfigError as `make_plan` does.
     """
-    levels: dict[tuple[tuple[str, str], ...], int] = {}
+    cells = []
+    for axes, members in _groups(arms).items():
+        baseline = _baseline(members)
+        candidates: list[Arm | None] = [arm for arm in members if arm is not baseline]
+        for candidate in candidates or [None]:
+            shared = set(baseline.levels) & set((candidate or baseline).levels)
+            if not shared:
+                levels = "; ".join(f"{arm.name}: {', '.join(map(str, arm.levels))}" for arm in members)
+                raise ConfigError(f"arms that are compared need a level in common (sweep.concurrency), found {levels}")
+            cells.append(
+                {
+                    "axes": dict(axes),
+                    "baseline": baseline.name,
+                    "candidate": candidate.name if candidate else None,
+                    "metric": "throughput_rps",
+                    "level": paths.level_name(concurrency=max(shared)),
+                }
+            )
+    return cells
+
+
+def _groups(arms: Iterable[Arm]) -> dict[tuple[tuple[str, str], ...], list[Arm]]:
+    """Arms that are compared with each other."""
+    groups: dict[tuple[tuple[str, str], ...], list[Arm]] = {}
     for arm in arms:
-        levels[arm.other_axes] = max(levels.get(arm.other_axes, 0), *arm.levels)
-    return [
-        {"axes": dict(axes), "metric": "throughput_rps", "level": paths.level_name(concurrency=level)}
-        for axes, level in levels.items()
-    ]
+        groups.setdefault(arm.other_axes, []).append(arm)
+    return groups
+
+
+def _baseline(members: Sequence[Arm]) -> Arm:
+    declared = members[0].config.compare.baseline
+    wanted = declared or PROFILE_BASELINE
+    for arm in members:
+        if wanted == arm.name or wanted in [arm.axes.get(axis) for axis in arm.treatment]:
+            return arm
+    if declared and len(members) > 1:
+        found = ", ".join(arm.name for arm in members)
+        raise ConfigError(f"compare.baseline={declared!r} is none of the arms that are compared: {found}")
+    return members[0]
+
+
+def _check_treatment(arms: Sequence[Arm]) -> None:
+    """What is declared as compared must differ. Raises ConfigError."""
+    _same_for_all(arms, "compare", [str(arm.config.compare) for arm in arms])
+    declared, varying = arms[0].config.compare.treatment, arms[0].axes
+    if unknown := [axis for axis in declared if axis not in varying]:
+        found = ", ".join(varying) or "nothing"
+        raise ConfigError(
+            f"compare.treatment={','.join(declared)}, but {', '.join(unknown)} is the same in all arms; "
+            f"what varies: {found}"
+        )
+    primary_cells(arms)
 
 
 def _arms(jobs: Sequence[Job]) -> list[Arm]:

@@ -109,12 +109,13 @@ RUN_KEYS = {
     "command": "list of the overrides given on the command line",
     "seed": "of the shuffled order of arms within a block",
     "plan": "object: arms, services and trials, in planned order",
+    "compare": "object: treatment (axes compared), baseline, margin, max_looks, repeats, redeploy, as declared",
     "primary_cells": "list of the cells whose verdict counts, fixed before the first service came up",
     "provenance": "object: versions, hardware and source commits of where the orchestrator ran",
     "resumed": "list, one entry a resume: at, and provenance then",
     "errors": "list of messages of what failed outside any trial",
     "timeline": "list: what (service, bring_up, trial, cool_down), name, start_s, end_s since the (resumed) run began",
-    "looks": "list, one entry a look at the comparison: number of blocks then, and when",
+    "looks": "list, one entry a look at a comparison: baseline, candidate, planned blocks then, and when (at)",
 }
 TRIAL_KEYS = {
     "schema_version": "as in run.json",
@@ -178,6 +179,7 @@ EFFECTIVE_KEYS = {
     "flag_effects": "object: declared flag to the constants that Ray computed from it",
     "consequences": "object: other constants that differ from those under no declared flag, from and to",
     "warnings": "list of sentences, such as a declared flag that changes nothing in this Ray version",
+    "isolation_env": "list of variables that keep services apart (ports, paths), so they differ between any two",
     "listener": "process that owns the HTTP port",
     "versions": "object: package to version, read inside the cluster",
     "hardware": "object: CPU model, num_cpus, memory in GiB and accelerators of each node",

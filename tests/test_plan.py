@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.plan import Job, Plan, _source_digest, make_plan, primary_cells, service_key
+from orchestrator.plan import Arm, Job, Plan, _source_digest, make_plan, primary_cells, service_key
 from tests.conftest import Compose
 
 
@@ -168,10 +168,53 @@ def test_primary_cell_is_throughput_at_the_highest_level(compose: Compose) -> No
     four = jobs(
         compose, *(["workload=" + w, "profile=" + p] for p in ("baseline", "grpc") for w in ("unary", "streaming"))
     )
-    assert primary_cells(make_plan(four, 0).arms) == [
-        {"axes": {"workload": "unary"}, "metric": "throughput_rps", "level": "c0256"},
-        {"axes": {"workload": "streaming"}, "metric": "throughput_rps", "level": "c0128"},
+    cells = primary_cells(make_plan(four, 0).arms)
+    assert cells[0] == {
+        "axes": {"workload": "unary"},
+        "baseline": "unary,baseline",
+        "candidate": "unary,grpc",
+        "metric": "throughput_rps",
+        "level": "c0256",
+    }
+    assert [(cell["candidate"], cell["level"]) for cell in cells] == [
+        ("unary,grpc", "c0256"),
+        ("streaming,grpc", "c0128"),
     ]
+
+
+def pairs(arms: Sequence[Arm]) -> list[tuple[str, str | None]]:
+    return [(cell["baseline"], cell["candidate"]) for cell in primary_cells(arms)]
+
+
+def test_what_is_compared_is_declared(compose: Compose) -> None:
+    by_replicas = jobs(compose, ["workload.num_replicas=1"], ["workload.num_replicas=2"])
+    assert pairs(make_plan(by_replicas, 0).arms) == [("num_replicas=1", "num_replicas=2")]
+    workloads = (["workload=unary"], ["workload=streaming"])
+    assert pairs(make_plan(jobs(compose, *workloads), 0).arms) == [("unary", None), ("streaming", None)]
+    declared = ["compare.treatment=workload", "compare.baseline=streaming"]
+    each = jobs(compose, *([*workload, *declared] for workload in workloads))
+    assert pairs(make_plan(each, 0).arms) == [("streaming", "unary")]
+    assert primary_cells(make_plan(each, 0).arms)[0]["level"] == "c0128"  # the highest that both have
+    three = jobs(compose, *([f"profile={p}"] for p in ("grpc", "baseline", "haproxy")))
+    assert pairs(make_plan(three, 0).arms) == [("baseline", "grpc"), ("baseline", "haproxy")]
+    both = [
+        ["compare.treatment=[workload,profile]", "sweep=quick", f"workload={w}", f"profile={p}"]
+        for w, p in (("unary", "baseline"), ("streaming", "baseline"), ("streaming", "grpc"))
+    ]
+    assert len(pairs(make_plan(jobs(compose, *both), 0).arms)) == 2
+    twice = jobs(compose, ["profile=baseline"], ["profile=baseline"])
+    assert pairs(make_plan(twice, 0).arms) == [("baseline", "baseline~2")]
+
+
+def test_a_treatment_must_vary_and_share_a_level(compose: Compose) -> None:
+    profiles = (["profile=baseline"], ["profile=grpc"])
+    with pytest.raises(ConfigError, match="what varies: profile"):
+        make_plan(jobs(compose, *([*profile, "compare.treatment=workload"] for profile in profiles)), 0)
+    with pytest.raises(ConfigError, match=r"compare\.baseline='haproxy' is none of .* baseline, grpc"):
+        make_plan(jobs(compose, *([*profile, "compare.baseline=haproxy"] for profile in profiles)), 0)
+    apart = [[*profile, f"sweep.concurrency=[{level}]"] for level, profile in enumerate(profiles, 1)]
+    with pytest.raises(ConfigError, match="a level in common"):
+        make_plan(jobs(compose, *apart), 0)
 
 
 def test_blocks_need_the_same_repeats_everywhere(compose: Compose) -> None:

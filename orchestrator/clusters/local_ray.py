@@ -130,6 +130,7 @@ class LocalRay:
             with uninterrupted():
                 driver = _Driver(spec, _service_environment(config, claim), log_dir / "driver.log")
             effective = driver.wait_ready(config.cluster.startup_timeout_s, on_status)
+            effective["isolation_env"] = sorted({*_OURS, *_isolation(claim)})
             yield LocalService(f"http://127.0.0.1:{http_port}", effective, driver)
         finally:
             with uninterrupted():
@@ -346,16 +347,21 @@ def client_environment() -> dict[str, str]:
 
 
 def _service_environment(config: Config, claim: _Claim) -> dict[str, str]:
-    directory, base_port = claim.directory, claim.base_port
     ours = {
-        MARKER: str(directory),
+        MARKER: str(claim.directory),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(directory),
+        "RAY_TMPDIR": str(claim.directory),
     }
-    # HAProxy mode listens on more ports than the HTTP one, and keeps its sockets under a shared path.
-    ports = {
+    declared = {**config.cluster.env, **config.workload.env, **config.profile.env}
+    return client_environment() | _isolation(claim) | declared | ours
+
+
+def _isolation(claim: _Claim) -> dict[str, str]:
+    """HAProxy mode listens on more ports than the HTTP one, and keeps its sockets under a shared path."""
+    haproxy, base_port = claim.directory / "haproxy", claim.base_port
+    settings = {
         "RAY_SERVE_HAPROXY_STATS_PORT": base_port + 1,
         "RAY_SERVE_HAPROXY_METRICS_PORT": base_port + 2,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": base_port + 3,
@@ -364,18 +370,13 @@ def _service_environment(config: Config, claim: _Claim) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": base_port + 99,
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": base_port + 100,
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": base_port + 189,
-    }
-    haproxy = directory / "haproxy"
-    paths = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": haproxy / "haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": haproxy / "admin.sock",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": haproxy / "metrics.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": haproxy,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": haproxy / "server-state",
     }
-    settings = {name: str(value) for name, value in {**ports, **paths}.items()}
-    declared = {**config.cluster.env, **config.workload.env, **config.profile.env}
-    return client_environment() | settings | declared | ours
+    return {name: str(value) for name, value in settings.items()}
 
 
 def is_claimed(directory: Path) -> bool:

@@ -130,7 +130,15 @@ def test_run_directory(flags_run: tuple[Path, str, int]) -> None:
     assert sorted(record["plan"]["trials"]) == sorted(
         f"{arm}/c000{level}-r0" for arm in ("baseline", "optimized") for level in (2, 4)
     )
-    assert record["primary_cells"] == [{"axes": {}, "metric": "throughput_rps", "level": "c0004"}]
+    assert record["primary_cells"] == [
+        {
+            "axes": {},
+            "baseline": "baseline",
+            "candidate": "optimized",
+            "metric": "throughput_rps",
+            "level": "c0004",
+        }
+    ]
     summary = pq.read_table(run / "summary.parquet")
     assert summary.column_names == list(SUMMARY_COLUMNS)
     assert set(summary["state"].to_pylist()) == {"complete"}

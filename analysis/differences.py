@@ -1,0 +1,165 @@
+"""What differs between two arms, and is it what was declared to differ?
+
+Three places are compared. *Declared*: the composed configs. *Effective*: environment, versions and hardware as read
+back from the live services, and the load client. *Consequence*: constants that Ray computed from the environment.
+A declared difference that is not found in the live services is a difference too: the treatment did not arrive.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis import load
+from analysis.load import Run
+
+UNSET = "(unset)"
+# Neither the service nor how it is loaded. Levels are matched one by one; blocks are counted.
+_NOT_COMPARED = (
+    *("outputs", "seed", "dry_run", "resume", "compare"),
+    *("sweep.name", "sweep.concurrency", "sweep.repeats"),
+)
+# Of a process, not of the service.
+_OF_A_PROCESS = frozenset({"RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WORKER_ID", "RAY_NODE_ID"})
+_COLUMNS = ("workload", "cluster", "num_replicas", "load_mode")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`where`: declared, effective or consequence. `allowed`: part of the treatment, or a consequence of it."""
+
+    key: str
+    baseline: str
+    candidate: str
+    where: str
+    allowed: bool
+
+
+def find(
+    baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str], repeats: Iterable[int]
+) -> list[Difference]:
+    """All differences between two arms, each once. `repeats`: the blocks whose live services are compared."""
+    declared = _declared(baseline, candidate, treatment)
+    found = {each: None for each in declared}
+    found |= {each: None for each in _client(baseline, candidate)}
+    for repeat in repeats:
+        services = load.effective(*baseline, repeat), load.effective(*candidate, repeat)
+        if services[0] is None or services[1] is None:
+            continue
+        found |= {each: None for each in _effective(services[0], services[1], _env_of(declared), treatment)}
+    return list(found)
+
+
+def proof_is_missing(baseline: tuple[Run, str], candidate: tuple[Run, str]) -> bool:
+    """Whether nothing was read back from a live service, so that nobody knows if the flags arrived."""
+    return any(load.effective(run, arm, 0) is None for run, arm in (baseline, candidate))
+
+
+def _declared(baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str]) -> list[Difference]:
+    configs = load.config(*baseline), load.config(*candidate)
+    if configs[0] is not None and configs[1] is not None:
+        flat = [flatten(each) for each in configs]
+        # A workload or sweep that follows another choice differs in what it says, not in what it is asked.
+        pairs = [(key, flat[0].get(key, UNSET), flat[1].get(key, UNSET)) for key in {**flat[0], **flat[1]}]
+        pairs = [each for each in pairs if not _below(each[0], _NOT_COMPARED)]
+    else:  # imported results have no config: what their rows say
+        rows = [_first_row(*side) for side in (baseline, candidate)]
+        pairs = [(f"{name}", _text(rows[0][name]), _text(rows[1][name])) for name in _COLUMNS]
+        pairs = [each for each in pairs if UNSET not in each]
+        treatment = [*treatment, *(axis.rpartition(".")[2] for axis in treatment)]  # num_replicas is a column
+    return [Difference(key, a, b, "declared", _below(key, treatment)) for key, a, b in pairs if a != b]
+
+
+def _below(key: str, prefixes: Iterable[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _first_row(run: Run, arm: str) -> Mapping[str, Any]:
+    return dict(run.points[run.points.arm == arm].iloc[0].items())
+
+
+def _env_of(declared: Sequence[Difference]) -> dict[str, tuple[str, str]]:
+    """Environment variables that the configs say differ."""
+    return {
+        each.key.rpartition(".env.")[2]: (each.baseline, each.candidate) for each in declared if ".env." in each.key
+    }
+
+
+def _client(baseline: tuple[Run, str], candidate: tuple[Run, str]) -> list[Difference]:
+    """The load client: its versions and processes, at the first level both have measured."""
+    rows = [
+        run.points[(run.points.arm == arm) & (run.points.state == "complete")] for run, arm in (baseline, candidate)
+    ]
+    shared = [level for level in rows[0].level.unique() if level in set(rows[1].level)]
+    if not shared:
+        return []
+    facts = []
+    for (run, _), frame in zip((baseline, candidate), rows, strict=True):
+        client = load.trial(run, frame[frame.level == shared[-1]].iloc[0].to_dict())["client"]
+        facts.append(flatten({"client": {name: client.get(name) for name in ("num_processes", "versions")}}))
+    return _diff(facts[0], facts[1], "effective", allowed=lambda key: False)
+
+
+def _effective(
+    baseline: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    declared_env: Mapping[str, tuple[str, str]],
+    treatment: Sequence[str],
+) -> list[Difference]:
+    """What the live services of one block say of themselves."""
+    ignored = {*_OF_A_PROCESS, *baseline.get("isolation_env", []), *candidate.get("isolation_env", [])}
+    found: list[Difference] = []
+    kinds = {actor["kind"] for actor in baseline["actors"]} & {actor["kind"] for actor in candidate["actors"]}
+    env = [_by_name(service, "env", kinds, ignored) for service in (baseline, candidate)]
+    found += _diff(env[0], env[1], "effective", lambda name: name in declared_env, prefix="env.")
+    found += [
+        Difference(f"env.{name}", f"declared {a}", f"declared {b}, but found the same", "effective", allowed=False)
+        for name, (a, b) in declared_env.items()
+        if kinds and env[0].get(name, UNSET) == env[1].get(name, UNSET)
+    ]
+    constants = [_by_name(service, "constants", kinds, ignored) for service in (baseline, candidate)]
+    found += _diff(constants[0], constants[1], "consequence", lambda name: True, prefix="constant.")
+    for what in ("versions", "hardware"):
+        facts = [flatten({what: _comparable(service[what])}) for service in (baseline, candidate)]
+        if what == "versions" and "workload" in treatment:  # an arm without Ray has no Ray version
+            facts = [{key: side[key] for key in facts[0].keys() & facts[1].keys()} for side in facts]
+        found += _diff(facts[0], facts[1], "effective", lambda key: "cluster" in treatment)
+    return found
+
+
+def _by_name(service: Mapping[str, Any], what: str, kinds: set[str], ignored: set[str]) -> dict[str, str]:
+    """Environment or constants over those kinds of actors: HAProxy's manager, say, lives in one arm alone."""
+    values: dict[str, set[str]] = {}
+    for actor in service["actors"]:
+        if actor["kind"] in kinds:
+            for name, value in actor[what].items():
+                values.setdefault(name, set()).add(_text(value))
+    return {name: " / ".join(sorted(each)) for name, each in values.items() if name not in ignored}
+
+
+def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Less what changes by itself: free memory, node addresses."""
+    return {name: value for name, value in facts.items() if name != "ray_resources"}
+
+
+def _diff(a: Mapping[str, str], b: Mapping[str, str], where: str, allowed: Any, prefix: str = "") -> list[Difference]:
+    return [
+        Difference(f"{prefix}{key}", a.get(key, UNSET), b.get(key, UNSET), where, allowed(key))
+        for key in sorted({**a, **b})
+        if a.get(key, UNSET) != b.get(key, UNSET)
+    ]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """`{"a": {"b": 1}}` to `{"a.b": "1"}`; lists and empty mappings stay whole."""
+    if isinstance(value, Mapping) and value:
+        return {name: text for key, inner in value.items() for name, text in flatten(inner, f"{prefix}{key}.").items()}
+    return {prefix.removesuffix("."): _text(value)} if value not in ({}, None) else {}
+
+
+def _text(value: Any) -> str:
+    if value is None or (not isinstance(value, list | dict) and pd.isna(value)):
+        return UNSET
+    return value if isinstance(value, str) else json.dumps(value)

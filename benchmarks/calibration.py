@@ -1,0 +1,432 @@
+"""Do our verdicts hold what they promise? Run as `python -m benchmarks.calibration [--simulations 4000]`.
+
+Simulates comparisons of known truth, judges them by the very functions of `analysis.stats`, and prints Markdown tables.
+Exits 1 if a promised bound is broken: false FASTER or SLOWER <= 5.7 % and coverage of the true ratio >= 94 %, for
+throughput and p99 alike, for looks and for families. Rates under no effect come from five times the simulations.
+
+The simulated system: a closed loop of clients; a latency is log-normal around a server state that wanders (AR(1), log
+scale). A fresh deployment multiplies the speed by exp(N(0, noise)), a block by exp(N(0, 10 %)), the latter in both arms.
+So p99 and throughput of a trial share their deployment. Windows are short (about 1,100 requests), so the noise within a
+window is larger than in practice: 1.5 % of throughput, 5 % of p99.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.signal import lfilter
+
+from analysis import stats
+from analysis.stats import Effect, Floats, Verdict
+
+MAX_FALSE, MIN_COVERAGE, MARGIN = 0.057, 0.94, 0.05
+NOISES = (0.01, 0.03, 0.05, 0.15)
+BLOCKS = (3, 5, 10)
+LOOKS = (5, 10, 15)  # blocks there are at each look
+SPEEDUPS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.5)
+METRICS = {"throughput": True, "p99": False}  # higher is better
+
+NUM_CLIENTS, WINDOW, WARM_UP = 8, 150.0, 10.0  # times in median latencies of a typical deployment
+REQUEST_SD, STATE_SD, STATE_ROUNDS = 0.4, 0.05, 5.0  # log scale; length of the state's memory in requests of a client
+BLOCK_SD = 0.1
+
+
+# ---- The simulated system ----
+
+
+def simulate_requests(
+    rng: np.random.Generator, shape: tuple[int, int, int], state_sd: float, state_rounds: float
+) -> tuple[Floats, Floats]:
+    """Latencies and times of completion (trials, clients, requests of a client) of a typical deployment."""
+    trials, clients, rounds = shape
+    memory = np.exp(-1 / state_rounds) if state_rounds else 0.0
+    innovation = rng.standard_normal((trials, rounds), dtype=np.float32) * np.float32(np.sqrt(1 - memory**2))
+    innovation[:, 0] /= np.sqrt(1 - memory**2)  # stationary from the first
+    state = lfilter([1.0], [1.0, -memory], innovation, axis=1).astype(np.float32)
+    latencies = rng.standard_normal(shape, dtype=np.float32)
+    latencies *= np.float32(REQUEST_SD)
+    latencies += np.float32(state_sd) * state[:, None, :]
+    np.exp(latencies, out=latencies)
+    return latencies, np.cumsum(latencies, axis=2)
+
+
+def simulate_trials(rng: np.random.Generator, slowdown: Floats) -> dict[str, Floats]:
+    """Throughput and p99 of one window for each deployment; `slowdown` multiplies its latencies, of any shape."""
+    order = np.argsort(slowdown, axis=None)
+    throughput, p99 = np.empty(slowdown.size), np.empty(slowdown.size)
+    for chunk in np.array_split(order, max(1, slowdown.size // 500)):
+        slow = slowdown.ravel()[chunk]
+        end = WARM_UP + WINDOW / slow  # in the time of a typical deployment, where all latencies are 1 / slow
+        rounds = int(1.3 * end.max())
+        latencies, completed = simulate_requests(rng, (len(chunk), NUM_CLIENTS, rounds), STATE_SD, STATE_ROUNDS)
+        assert np.all(completed[:, :, -1] >= end[:, None]), "a client ran out of requests"
+        latencies[(completed < WARM_UP) | (completed >= end[:, None, None])] = 0
+        count = np.count_nonzero(latencies, axis=(1, 2))
+        throughput[chunk] = count / WINDOW
+        # The exact percentile, linear between order statistics; only the tail has to be sorted.
+        from_top = 0.01 * (count - 1)
+        keep = int(from_top.max()) + 2
+        tail = np.sort(np.partition(latencies.reshape(len(chunk), -1), -keep, axis=1)[:, -keep:], axis=1)[:, ::-1]
+        rank = from_top.astype(int)
+        rows, part = np.arange(len(chunk)), from_top - rank
+        p99[chunk] = slow * ((1 - part) * tail[rows, rank] + part * tail[rows, rank + 1])
+    return {"throughput": throughput.reshape(slowdown.shape), "p99": p99.reshape(slowdown.shape)}
+
+
+def simulate_arms(
+    rng: np.random.Generator, simulations: int, num_blocks: int, noise: float, speedups: Sequence[float]
+) -> tuple[dict[str, Floats], list[dict[str, Floats]]]:
+    """Trials (simulations, num_blocks) of the baseline, and of a candidate for each true speedup."""
+    shape = (simulations, num_blocks)
+    block = BLOCK_SD * rng.standard_normal(shape)
+    arms = [
+        simulate_trials(rng, np.exp(block + noise * rng.standard_normal(shape)) / speedup) for speedup in (1, *speedups)
+    ]
+    return arms[0], arms[1:]
+
+
+class Outcomes(NamedTuple):
+    """Of all simulated comparisons of a setting: verdicts, and both ends of the interval."""
+
+    verdicts: np.ndarray
+    low: Floats
+    high: Floats
+
+    def share(self, *verdicts: Verdict) -> float:
+        return float(np.isin(self.verdicts, verdicts).mean())
+
+    def false_claims(self) -> float:
+        return self.share(Verdict.FASTER, Verdict.SLOWER)
+
+    def coverage(self, true_ratio: float) -> float:
+        return float(np.mean((self.low <= true_ratio) & (true_ratio <= self.high)))
+
+
+def outcomes(effects: Sequence[Effect], margin: float = MARGIN) -> Outcomes:
+    return Outcomes(
+        np.array([stats.judge(effect, margin) for effect in effects]),
+        np.array([effect.ci_low_ratio for effect in effects], dtype=float),
+        np.array([effect.ci_high_ratio for effect in effects], dtype=float),
+    )
+
+
+def compare(baseline: dict[str, Floats], candidate: dict[str, Floats], metric: str, num_blocks: int) -> Outcomes:
+    """One comparison a simulation, from its first `num_blocks` blocks."""
+    pairs = zip(baseline[metric][:, :num_blocks], candidate[metric][:, :num_blocks], strict=True)
+    return outcomes([stats.paired_effect(one, other, METRICS[metric]) for one, other in pairs])
+
+
+# ---- Tables ----
+
+
+class Report:
+    """Prints tables; remembers which promised bounds were broken."""
+
+    def __init__(self) -> None:
+        self.broken: list[str] = []
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        print(f"\n### {title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+        for row in rows:
+            print(f"| {' | '.join(row)} |")
+        sys.stdout.flush()
+
+    def at_most(self, rate: float, limit: float, what: str) -> str:
+        if rate > limit:
+            self.broken.append(f"{what}: {percent(rate)}, promised at most {percent(limit)}")
+        return percent(rate)
+
+    def at_least(self, rate: float, limit: float, what: str) -> str:
+        if rate < limit:
+            self.broken.append(f"{what}: {percent(rate)}, promised at least {percent(limit)}")
+        return percent(rate)
+
+
+def percent(rate: float) -> str:
+    return "-" if np.isnan(rate) else f"{100 * rate:.1f} %"
+
+
+def no_effect(report: Report, rng: np.random.Generator, simulations: int) -> None:
+    """False claims, in one look and in three."""
+    rows, look_rows = [], []
+    for noise in NOISES:
+        baseline, (candidate,) = simulate_arms(rng, simulations, max(LOOKS), noise, [1.0])
+        for num_blocks in BLOCKS:
+            row = [f"{noise:.0%}", f"{num_blocks}"]
+            for metric in METRICS:
+                found = compare(baseline, candidate, metric, num_blocks)
+                what = f"no effect, noise {noise:.0%}, {num_blocks} blocks, {metric}"
+                row.append(report.at_most(found.false_claims(), MAX_FALSE, what))
+                row.append(report.at_most(1 - found.coverage(1.0), MAX_FALSE, f"{what}, interval excludes 1"))
+            rows.append(row)
+        for metric in METRICS:
+            look_rows.append(
+                [f"{noise:.0%}", metric, *looks(report, baseline, candidate, metric, f"noise {noise:.0%}")]
+            )
+    header = ["noise", "blocks"] + [
+        f"{metric}: {what}" for metric in METRICS for what in ("FASTER/SLOWER", "1 outside")
+    ]
+    report.table(f"True ratio 1: false claims ({simulations:,} comparisons a row, margin 5 %)", header, rows)
+    report.table(
+        f"True ratio 1: looks after {', '.join(map(str, LOOKS))} blocks, until settled",
+        ["noise", "metric", "false FASTER/SLOWER", "1 outside in any look", "the same with alpha, alpha/4, alpha/8"]
+        + [f"settled by look {look + 1}" for look in range(len(LOOKS))],
+        look_rows,
+    )
+
+
+def looks(
+    report: Report, baseline: dict[str, Floats], candidate: dict[str, Floats], metric: str, setting: str
+) -> list[str]:
+    simulations = len(baseline[metric])
+    final = np.full(simulations, Verdict.INCONCLUSIVE, dtype=object)
+    outside, outside_late = np.zeros(simulations, dtype=bool), np.zeros(simulations, dtype=bool)
+    settled = []
+    for look, num_blocks in enumerate(LOOKS, start=1):
+        alpha = stats.look_alpha(look, len(LOOKS))
+        assert alpha is not None
+        pairs = zip(baseline[metric][:, :num_blocks], candidate[metric][:, :num_blocks], strict=True)
+        effects = [stats.paired_effect(one, other, METRICS[metric], alpha) for one, other in pairs]
+        found = outcomes(effects)
+        final = np.where(final == Verdict.INCONCLUSIVE, found.verdicts, final)
+        p_values = np.array([effect.p_value for effect in effects], dtype=float)
+        outside |= p_values < alpha
+        outside_late |= p_values < (stats.ALPHA if look == 1 else alpha)
+        settled.append(percent(float(np.mean(final != Verdict.INCONCLUSIVE))))
+    false = float(np.isin(final, [Verdict.FASTER, Verdict.SLOWER]).mean())
+    what = f"looks, {setting}, {metric}"
+    return [
+        report.at_most(false, MAX_FALSE, what),
+        report.at_most(float(outside.mean()), MAX_FALSE, f"{what}, interval excludes 1"),
+        percent(float(outside_late.mean())),
+        *settled,
+    ]
+
+
+def true_effects(report: Report, rng: np.random.Generator, simulations: int) -> None:
+    """Coverage, power, and wrong claims of every kind."""
+    coverage_rows: list[list[str]] = []
+    power_rows: dict[str, list[list[str]]] = {metric: [] for metric in METRICS}
+    wrong_side = wrong_equivalent = 0.0
+    for noise in NOISES:
+        baseline, candidates = simulate_arms(rng, simulations, max(BLOCKS), noise, SPEEDUPS)
+        for num_blocks in BLOCKS:
+            coverage_row = [f"{noise:.0%}", f"{num_blocks}"]
+            for metric in METRICS:
+                found = [compare(baseline, candidate, metric, num_blocks) for candidate in candidates]
+                covered = [one.coverage(ratio) for one, ratio in zip(found, SPEEDUPS, strict=True)]
+                what = f"coverage, noise {noise:.0%}, {num_blocks} blocks, {metric}"
+                coverage_row += [report.at_least(float(np.mean(covered)), MIN_COVERAGE, what), percent(min(covered))]
+                power_rows[metric].append(
+                    [f"{noise:.0%}", f"{num_blocks}"]
+                    + [f"{100 * f.share(Verdict.FASTER):.0f} / {100 * f.share(Verdict.EQUIVALENT):.0f}" for f in found]
+                )
+                wrong_side = max(wrong_side, *(one.share(Verdict.SLOWER) for one in found[1:]))
+                at_margin = [f.share(Verdict.EQUIVALENT) for f, r in zip(found, SPEEDUPS, strict=True) if r >= 1.05]
+                wrong_equivalent = max(wrong_equivalent, *at_margin)
+            coverage_rows.append(coverage_row)
+    report.table(
+        f"Coverage of the true ratio by 95 % intervals (ratios {', '.join(f'{r:g}' for r in SPEEDUPS)}; "
+        f"{simulations:,} comparisons each)",
+        ["noise", "blocks"] + [f"{metric}: {what}" for metric in METRICS for what in ("mean", "worst ratio")],
+        coverage_rows,
+    )
+    for metric, rows in power_rows.items():
+        header = ["noise", "blocks"] + [f"ratio {ratio:g}" for ratio in SPEEDUPS]
+        report.table(f"Verdicts on {metric} by true ratio: FASTER / EQUIVALENT, %", header, rows)
+    side = report.at_most(wrong_side, MAX_FALSE, "SLOWER where the candidate is faster")
+    equivalent = report.at_most(wrong_equivalent, MAX_FALSE, "EQUIVALENT where the ratio is at or beyond the margin")
+    print(f"\nWorst setting: SLOWER where the candidate is faster {side}; EQUIVALENT at a ratio >= 1.05 {equivalent}.")
+
+
+def log_ratio_effect(log_ratios: Floats, alpha: float = stats.ALPHA) -> Effect:
+    """The effect of blocks of which only the log-ratio is simulated: cheap, where the requests do not matter."""
+    return stats.paired_effect(np.ones(len(log_ratios)), np.exp(log_ratios), True, alpha)
+
+
+def families(report: Report, rng: np.random.Generator, simulations: int) -> None:
+    """Seven cells without an effect, judged by Holm; their log-ratios share part of their noise, as levels do."""
+    rows = []
+    for correlation in (0.0, 0.7):
+        for num_blocks in (3, 5):
+            shape = (simulations, 7, num_blocks)
+            shared = rng.standard_normal((simulations, 1, num_blocks)) * np.sqrt(correlation)
+            logs = 0.05 * (shared + rng.standard_normal(shape) * np.sqrt(1 - correlation))
+            wrong = single = 0
+            for cells in logs:
+                effects = [log_ratio_effect(cell) for cell in cells]
+                p_values = [effect.p_value for effect in effects]
+                levels = stats.holm_alphas(p_values)
+                verdicts = [
+                    stats.judge(stats.at_alpha(effect, level), MARGIN, stats.ALPHA / 7)
+                    for effect, level in zip(effects, levels, strict=True)
+                ]
+                wrong += Verdict.FASTER in verdicts or Verdict.SLOWER in verdicts
+                single += min(p for p in p_values if p is not None) < stats.ALPHA
+            what = f"Holm, correlation {correlation}, {num_blocks} blocks"
+            rate = report.at_most(wrong / simulations, MAX_FALSE, what)
+            rows.append([f"{correlation:g}", f"{num_blocks}", rate, percent(single / simulations)])
+    report.table(
+        f"Families of 7 cells without an effect ({simulations:,} families a row)",
+        ["correlation of cells", "blocks", "any FASTER/SLOWER, Holm", "any interval without 1, each at 95 %"],
+        rows,
+    )
+
+
+def settling(report: Report, rng: np.random.Generator, simulations: int) -> None:
+    """Are INCONCLUSIVE comparisons settled once there are as many blocks as `blocks_to_settle` said?"""
+    rows, totals = [], np.zeros(4)
+    for num_blocks in (3, 5, 10):
+        for noise, ratio in (
+            (0.03, 1.0),
+            (0.03, 1.02),
+            (0.03, 1.05),
+            (0.05, 1.0),
+            (0.05, 1.1),
+            (0.15, 1.05),
+            (0.15, 1.2),
+        ):
+            logs = np.log(ratio) + np.sqrt(2) * noise * rng.standard_normal((simulations, stats.MAX_BLOCKS))
+            ranges, hits = [], []
+            for blocks in logs:
+                effect = log_ratio_effect(blocks[:num_blocks])
+                if stats.judge(effect, MARGIN) != Verdict.INCONCLUSIVE:
+                    continue
+                low, high = stats.blocks_to_settle(effect, MARGIN)
+                ranges.append((low, high or np.inf))
+                hits.append([settled(blocks[:low]), settled(blocks[:high]) if high else np.nan])
+            if not ranges:
+                continue
+            lows, highs = np.array(ranges).T
+            at_low, at_high = np.array(hits, dtype=float).T
+            known = np.isfinite(highs)
+            totals += [at_low.sum(), len(at_low), np.nansum(at_high), known.sum()]
+            rows.append(
+                [
+                    f"{num_blocks}",
+                    f"{noise:.0%}",
+                    f"{ratio:g}",
+                    percent(len(ranges) / simulations),
+                    f"{np.median(lows):.0f} to " + (f"{np.median(highs):.0f}" if known.mean() > 0.5 else "> 1,000"),
+                    percent(float(at_low.mean())),
+                    percent(float(np.nanmean(at_high)) if known.any() else np.nan),
+                    percent(1 - float(known.mean())),
+                ]
+            )
+    report.table(
+        "INCONCLUSIVE now: settled with as many blocks as `blocks_to_settle` said?",
+        [
+            "blocks",
+            "noise",
+            "ratio",
+            "inconclusive",
+            "median range",
+            "settled at low end",
+            "at high end",
+            "no high end",
+        ],
+        rows,
+    )
+    print(
+        f"\nAll rows together: settled at the low end {percent(totals[0] / totals[1])} (aim 20 %), "
+        f"at the high end {percent(totals[2] / totals[3])} (aim 80 %)."
+    )
+
+
+def settled(log_ratios: Floats) -> bool:
+    return stats.judge(log_ratio_effect(log_ratios), MARGIN) != Verdict.INCONCLUSIVE
+
+
+def slices(report: Report, rng: np.random.Generator, simulations: int) -> None:
+    """Coverage, within one deployment, of what that deployment would show in an endless window."""
+    window, clients, state_sd, rows = 300.0, 16, 0.15, []
+    for state_rounds in (0.0, 3.0, 15.0, 45.0):
+        sd = np.hypot(REQUEST_SD, state_sd)
+        # A client's requests are log-normal, N(0, sd^2) on the log scale: the truth is known.
+        truth = np.exp(sd * np.array([0.0, 2.3263479]))
+        true_rate = clients / np.exp(sd**2 / 2)
+        hits = np.zeros(3)
+        for _ in range(simulations):
+            shape = (1, clients, int(1.8 * (window + WARM_UP)))
+            latencies, completed = simulate_requests(rng, shape, state_sd, state_rounds)
+            assert completed[:, :, -1].min() > window + WARM_UP, "a client ran out of requests"
+            inside = (completed >= WARM_UP) & (completed < window + WARM_UP)
+            values, times_s = latencies[inside].astype(float), completed[inside].astype(float) - WARM_UP
+            counts, edges = stats.slice_histograms(values, times_s, window)
+            low, high = stats.slice_percentile_interval(counts, edges, [0.5, 0.99], np.quantile(values, [0.5, 0.99]))
+            rate_low, rate_high = stats.slice_rate_interval(counts.sum(axis=1), window)
+            hits[:2] += (low <= truth) & (truth <= high)
+            hits[2] += rate_low <= true_rate <= rate_high
+        memory = f"{state_rounds / (window / stats.NUM_SLICES):.1f}" if state_rounds else "0"
+        rows.append([memory, *(percent(hit / simulations) for hit in hits)])
+    report.table(
+        f"Within one deployment: coverage of 95 % intervals from {stats.NUM_SLICES} slices ({simulations:,} windows a row)",
+        ["memory of the server's state / slice", "p50", "p99", "throughput"],
+        rows,
+    )
+
+
+def beyond(report: Report, rng: np.random.Generator, simulations: int) -> None:
+    """What is not promised: how wrong it gets where an assumption is broken. True ratio 1, margin 0."""
+    num_blocks, noise = 5, 0.05
+    shape = (simulations, num_blocks)
+
+    def normal(sd: float, *size: int) -> Floats:
+        return sd * rng.standard_normal(size or shape)
+
+    def slow_placement() -> Floats:
+        """One deployment in five is 30 % slower."""
+        return normal(noise) + np.log(0.7) * (rng.random(shape) < 0.2)
+
+    def rate(baseline: Floats, candidate: Floats, unpaired: bool = False) -> float:
+        effect = stats.unpaired_effect if unpaired else stats.paired_effect
+        pairs = zip(np.exp(baseline), np.exp(candidate), strict=True)
+        return float(np.mean([(effect(one, other, True).p_value or 0) < stats.ALPHA for one, other in pairs]))
+
+    in_candidate = slow_placement()
+    in_candidate -= np.log(0.7) * 0.2  # the geometric mean is what a ratio of 1 is about
+    cases = {
+        "One deployment in five is 30 % slower, in both arms": rate(slow_placement(), slow_placement()),
+        "The same in the candidate alone (geometric means equal)": rate(normal(noise), in_candidate),
+        "Noise 5 % in the baseline, 15 % in the candidate": rate(normal(noise), normal(3 * noise)),
+        "Machine drifts 10 % between blocks, arms interleaved": rate(
+            (drift := normal(2 * noise)) + normal(noise), drift + normal(noise)
+        ),
+        "The same blocks, compared as if unpaired (Welch)": rate(drift + normal(noise), drift + normal(noise), True),
+        "Different runs (Welch), same machine state": rate(normal(noise), normal(noise), True),
+        "Different runs (Welch), machine 5 % off between the runs": rate(
+            normal(noise), normal(noise) + normal(noise, simulations, 1), True
+        ),
+        "One deployment an arm, measured five times (2 % within)": rate(
+            normal(0.02) + normal(noise, simulations, 1), normal(0.02) + normal(noise, simulations, 1)
+        ),
+    }
+    report.table(
+        f"Beyond the promise: 95 % interval excludes the true ratio (5 blocks, noise 5 %, {simulations:,} comparisons)",
+        ["case", "wrong (5 % if calibrated)"],
+        [[case, percent(rate)] for case, rate in cases.items()],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--simulations", type=int, default=4_000, help="comparisons a setting")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    simulations = arguments.simulations
+    report, seeds = Report(), np.random.SeedSequence(arguments.seed).spawn(6)
+    no_effect(report, np.random.default_rng(seeds[0]), 5 * simulations)
+    true_effects(report, np.random.default_rng(seeds[1]), simulations)
+    families(report, np.random.default_rng(seeds[2]), simulations)
+    settling(report, np.random.default_rng(seeds[3]), max(1, simulations // 10))
+    slices(report, np.random.default_rng(seeds[4]), max(1, simulations // 10))
+    beyond(report, np.random.default_rng(seeds[5]), simulations)
+    if report.broken:
+        sys.exit("\nBroken bounds:\n" + "\n".join(report.broken))
+    print("\nAll promised bounds hold.")
+
+
+if __name__ == "__main__":
+    main()
