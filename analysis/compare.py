@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -237,7 +236,7 @@ def compare_pairs(
 
 
 def gate(pair: Pair, max_slowdown: float, metrics: Sequence[str]) -> list[tuple[Cell, str]]:
-    """Is the candidate at most `max_slowdown` slower (0.03 = 3 %) at the primary level? Cell and outcome of each metric.
+    """Is the candidate at most `max_slowdown` slower (0.03 = 3 %) at the primary level? A cell and outcome a metric.
 
     "slower": the whole interval is below 1 / (1 + max_slowdown). "ok": it lies above. "inconclusive": it holds it, or
     there is none. "invalid": no block with both points VALID. Several metrics share the error (Bonferroni).

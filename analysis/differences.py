@@ -77,7 +77,7 @@ def _below(key: str, prefixes: Iterable[str]) -> bool:
 
 
 def _first_row(run: Run, arm: str) -> Mapping[str, Any]:
-    return dict(run.points[run.points.arm == arm].iloc[0].items())
+    return load.records(run.points[run.points.arm == arm])[0]
 
 
 def _env_of(declared: Sequence[Difference]) -> dict[str, tuple[str, str]]:

@@ -103,6 +103,30 @@ def find_runs(outputs: Path) -> list[Path]:
     return sorted(path.parent for path in outputs.glob("*/run.json"))
 
 
+@dataclass(frozen=True)
+class Overview:
+    """What a list of runs shows of one."""
+
+    status: str
+    arms: str
+    num_planned: int
+    num_done: int
+    num_valid: int
+
+
+def overview(directory: Path) -> Overview:
+    """Raises LoadError."""
+    run = load_run(directory)
+    points = run.points
+    return Overview(
+        status=run.record["status"],
+        arms=" ".join(run.arms),
+        num_planned=len(points),
+        num_done=int((points.state != "planned").sum()),
+        num_valid=int((points.valid == True).sum()),  # noqa: E712 (None too)
+    )
+
+
 def select(text: str) -> tuple[Run, str]:
     """`DIR:ARM`, or `DIR` of a run with one arm. Raises LoadError with the arms there are."""
     directory, arm = text, ""

@@ -1,8 +1,9 @@
 """What does a person need to read to believe, or doubt, a verdict?
 
-Turns `Comparison`s into a self-contained HTML page, Markdown for a pull request, a terminal table, JSON and JUnit XML. It computes
-no statistics: every figure comes from `analysis/compare.py` or from the records of the run. A figure that is not there is shown as "–"
-with its reason, never as 0. Everything that came from outside (names, errors, flags) is escaped for the format it goes into.
+Turns `Comparison`s into a self-contained HTML page, Markdown for a pull request, a terminal table, JSON and JUnit XML.
+It computes no statistics: every figure comes from `analysis/compare.py` or from the records of the run. A figure that
+is not there is shown as "–" with its reason, never as 0. What came from outside (names, errors, flags) is escaped for
+the format it goes into.
 """
 
 import base64
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
@@ -143,10 +145,10 @@ def judged(comparison: "Comparison") -> list[str]:
     """How the verdict came about, as short facts."""
     cell, margin = comparison.primary, comparison.margin
     if cell is None:
-        return ["no primary cell: nothing was fixed before the run to be judged on"]
+        return ["No primary cell: nothing was fixed before the run to be judged on"]
     floor = "no noise floor given" if _missing(cell.floor_ratio) else f"noise floor ×{number(cell.floor_ratio)}"
     return [
-        f"judged on {metric_text(cell.metric)} at {level_text(cell.level)}",
+        f"Judged on {metric_text(cell.metric)} at {level_text(cell.level)}",
         f"{cell.num_blocks} of {cell.num_planned} blocks usable, each with fresh deployments",
         f"equivalent means within ×{number(1 / (1 + margin))} to ×{number(1 + margin)} (margin {100 * margin:g} %)",
         f"look {comparison.look}",
@@ -298,40 +300,17 @@ def _span(cells: Iterable["Cell"], margin: float) -> float:
     return max([2.5 * math.log(1 + margin), *(1.3 * effect for effect in effects)])
 
 
-def _table(comparison: "Comparison", cells: Sequence["Cell"]) -> dict[str, Any]:
-    span = _span(cells, comparison.margin)
-    confidences = {confidence_text(cell.confidence) for cell in cells} - {""}
-    rows = []
-    for cell in cells:
-        ratio, interval = ratio_texts(cell)
-        if interval and len(confidences) > 1:
-            interval += f" ({confidence_text(cell.confidence)})"
-        missing = cell.reason or "no block in which both points are VALID and the figure could be measured"
-        rows.append(
-            {
-                "cell": cell,
-                "ratio": ratio,
-                "interval": interval or MISSING,
-                "missing": missing if ratio == MISSING else cell.reason or "an interval needs two blocks",
-                "bar": _bar(cell, span, comparison.margin),
-            }
-        )
-    heading = f"{confidences.pop()} interval" if len(confidences) == 1 else "interval"
-    return {
-        "label": _label(comparison),
-        "rows": rows,
-        "heading": heading,
-        "verdicts": any(cell.verdict for cell in cells),
-        "reasons": any(cell.reason for cell in cells),
-    }
-
-
 def _data_uri(png: bytes, svg: bytes | str | None) -> str:
     """SVG where there is one: it stays sharp on paper and when zoomed. As an image it cannot run anything."""
     if svg:
         content = svg.encode() if isinstance(svg, str) else svg
         return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _breakable(text: str) -> Markup:
+    """A long key may break after _ . / and, not in the middle of a word; copied, it is still the key."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_./,=])", text))
 
 
 def render_html(
@@ -344,36 +323,25 @@ def render_html(
 ) -> str:
     """One HTML file that needs nothing else: no script, no request.
 
-    `record`: run.json. `points`: as in `load.Run`. `figures`: name -> (PNG, caption, SVG or None). `details`: trial.json of the
-    INVALID trials and failure.json of the failed ones, as read. `services`: arm -> effective.json of one of its services.
+    `record`: run.json. `points`: as in `load.Run`. `figures`: name -> (PNG, caption, SVG or None). `details`:
+    trial.json of the INVALID trials and failure.json of the failed ones, as read. `services`: arm -> effective.json of
+    one of its services.
     """
-    counts = {verdict: sum(_verdict(each) == verdict for each in comparisons) for verdict in [*SIGNS, "NO VERDICT"]}
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "metric": metric_text, "level": level_text}
+    environment.filters |= {"number": number, "metric": metric_text, "level": level_text, "breakable": _breakable}
+    environment.filters |= {"label": _label, "verdict": _verdict, "judged": judged, "confidence": confidence_text}
+    environment.filters |= {"ratio_texts": ratio_texts, "family": _family, "bar": _bar}
+    verdicts = [_verdict(each) for each in comparisons]
     return environment.get_template("report.html.jinja").render(
-        verdicts=[
-            {
-                "comparison": each,
-                "verdict": _verdict(each),
-                "sign": SIGNS.get(_verdict(each), "?"),
-                "label": _label(each),
-                "effect": ratio_texts(each.primary) if each.primary else (MISSING, ""),
-                "confidence": confidence_text(each.primary.confidence) if each.primary else "",
-                "bar": _bar(each.primary, _span([each.primary], each.margin), each.margin) if each.primary else None,
-                "judged": judged(each),
-            }
-            for each in comparisons
-        ],
-        tally=", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count),
+        comparisons=comparisons,
+        tally=", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)),
         signs=SIGNS,
-        judged_tables=[_table(each, _family(each, "primary", "secondary")) for each in comparisons],
-        other_tables=[_table(each, cells) for each in comparisons if (cells := _family(each, "descriptive"))],
+        span=_span,
+        # One axis for all verdicts, so that their bars can be compared by eye.
+        verdicts_span=max((_span([each.primary], each.margin) for each in comparisons if each.primary), default=1.0),
         figures=[
             {"id": re.sub(r"[^A-Za-z0-9_-]+", "-", name), "caption": caption, "uri": _data_uri(png, svg)}
             for name, (png, caption, svg) in figures.items()
@@ -479,8 +447,12 @@ def render_terminal(comparison: "Comparison", width: int = 80) -> Group:
     Rich would fold or cut where it likes, and half an interval on a line reads like a whole one.
     """
     verdict, narrow = _verdict(comparison), width < 76
-    sentence = Text.assemble((f"{SIGNS.get(verdict, '?')} {verdict}", STYLES.get(verdict, "bold")), "  ", comparison.summary)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=escape(_label(comparison)), title_justify="left")
+    sentence = Text.assemble(
+        (f"{SIGNS.get(verdict, '?')} {verdict}", STYLES.get(verdict, "bold")), "  ", comparison.summary
+    )
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 1, 0, 0), title=escape(_label(comparison)), title_justify="left"
+    )
     if not narrow:
         table.add_column("level", no_wrap=True)
     table.add_column("metric", overflow="fold")

@@ -222,12 +222,13 @@ def judge(effect: Effect, margin: float, equivalence_alpha: float | None = None)
 def blocks_to_settle(effect: Effect, margin: float, alpha: float = ALPHA) -> tuple[int, int | None]:
     """Total blocks (those there included) for a verdict at `alpha` other than INCONCLUSIVE: a range.
 
-    With the lower number a verdict has a chance of 20 %, with the upper one of 80 %; None = more than `MAX_BLOCKS`.
-    Both are more than there are now. The chances are predictive: what the blocks so far leave open about the true
-    ratio and the true variance is drawn (variance: scaled inverse chi-square; ratio: normal given the variance, i.e.
-    the usual flat prior, Gelman et al., "Bayesian Data Analysis", 3.2), further blocks are drawn given both, and the
-    verdict is looked up. A formula with the estimates put in promises too much: they are least sure when a comparison
-    is inconclusive. Seeded: the same effect gives the same answer.
+    With the lower number a verdict has a chance of 20 %, with the upper one of 90 %; None = more than `MAX_BLOCKS`.
+    Both are more than there are now. The chances are predictive: a true variance and a true ratio that fit the blocks
+    so far are drawn (variance: scaled inverse chi-square; ratio: normal given the variance; the usual flat prior, Gelman
+    et al., "Bayesian Data Analysis", 3.2), further blocks are drawn given both, and the verdict is looked up. Putting
+    the estimates into a formula promises too much: they are least sure where a comparison is inconclusive. 90 %, for
+    where the truth is close to 1 and the noise large, the flat prior hopes too much (see the calibration). Seeded: the
+    same effect gives the same answer.
     """
     done = effect.num_blocks
     if effect.log_se is None or effect.dof is None:

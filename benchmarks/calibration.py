@@ -5,7 +5,7 @@ Exits 1 if a promised bound is broken: false FASTER or SLOWER <= 5.7 % and cover
 throughput and p99 alike, for looks and for families. Rates under no effect come from five times the simulations.
 
 The simulated system: a closed loop of clients; a latency is log-normal around a server state that wanders (AR(1), log
-scale). A fresh deployment multiplies the speed by exp(N(0, noise)), a block by exp(N(0, 10 %)), the latter in both arms.
+scale). A fresh deployment multiplies the speed by exp(N(0, noise)), a block that of both arms by exp(N(0, 10 %)).
 So p99 and throughput of a trial share their deployment. Windows are short (about 1,100 requests), so the noise within a
 window is larger than in practice: 1.5 % of throughput, 5 % of p99.
 """
@@ -40,7 +40,7 @@ def simulate_requests(
     rng: np.random.Generator, shape: tuple[int, int, int], state_sd: float, state_rounds: float
 ) -> tuple[Floats, Floats]:
     """Latencies and times of completion (trials, clients, requests of a client) of a typical deployment."""
-    trials, clients, rounds = shape
+    trials, _, rounds = shape
     memory = np.exp(-1 / state_rounds) if state_rounds else 0.0
     innovation = rng.standard_normal((trials, rounds), dtype=np.float32) * np.float32(np.sqrt(1 - memory**2))
     innovation[:, 0] /= np.sqrt(1 - memory**2)  # stationary from the first
@@ -56,10 +56,10 @@ def simulate_trials(rng: np.random.Generator, slowdown: Floats) -> dict[str, Flo
     """Throughput and p99 of one window for each deployment; `slowdown` multiplies its latencies, of any shape."""
     order = np.argsort(slowdown, axis=None)
     throughput, p99 = np.empty(slowdown.size), np.empty(slowdown.size)
-    for chunk in np.array_split(order, max(1, slowdown.size // 500)):
+    for chunk in np.array_split(order, max(1, slowdown.size // 200)):
         slow = slowdown.ravel()[chunk]
         end = WARM_UP + WINDOW / slow  # in the time of a typical deployment, where all latencies are 1 / slow
-        rounds = int(1.3 * end.max())
+        rounds = int(1.2 * end.max())
         latencies, completed = simulate_requests(rng, (len(chunk), NUM_CLIENTS, rounds), STATE_SD, STATE_ROUNDS)
         assert np.all(completed[:, :, -1] >= end[:, None]), "a client ran out of requests"
         latencies[(completed < WARM_UP) | (completed >= end[:, None, None])] = 0
@@ -330,8 +330,8 @@ def settling(report: Report, rng: np.random.Generator, simulations: int) -> None
         rows,
     )
     print(
-        f"\nAll rows together: settled at the low end {percent(totals[0] / totals[1])} (aim 20 %), "
-        f"at the high end {percent(totals[2] / totals[3])} (aim 80 %)."
+        f"\nAll rows together: settled at the low end {percent(totals[0] / totals[1])} (meant: 20 %), "
+        f"at the high end {percent(totals[2] / totals[3])} (meant: 90 %)."
     )
 
 
@@ -349,7 +349,7 @@ def slices(report: Report, rng: np.random.Generator, simulations: int) -> None:
         true_rate = clients / np.exp(sd**2 / 2)
         hits = np.zeros(3)
         for _ in range(simulations):
-            shape = (1, clients, int(1.8 * (window + WARM_UP)))
+            shape = (1, clients, int(1.3 * (window + WARM_UP)))
             latencies, completed = simulate_requests(rng, shape, state_sd, state_rounds)
             assert completed[:, :, -1].min() > window + WARM_UP, "a client ran out of requests"
             inside = (completed >= WARM_UP) & (completed < window + WARM_UP)
@@ -362,7 +362,7 @@ def slices(report: Report, rng: np.random.Generator, simulations: int) -> None:
         memory = f"{state_rounds / (window / stats.NUM_SLICES):.1f}" if state_rounds else "0"
         rows.append([memory, *(percent(hit / simulations) for hit in hits)])
     report.table(
-        f"Within one deployment: coverage of 95 % intervals from {stats.NUM_SLICES} slices ({simulations:,} windows a row)",
+        f"Within one deployment: coverage of 95 % intervals, {stats.NUM_SLICES} slices ({simulations:,} windows a row)",
         ["memory of the server's state / slice", "p50", "p99", "throughput"],
         rows,
     )
@@ -385,16 +385,15 @@ def beyond(report: Report, rng: np.random.Generator, simulations: int) -> None:
         pairs = zip(np.exp(baseline), np.exp(candidate), strict=True)
         return float(np.mean([(effect(one, other, True).p_value or 0) < stats.ALPHA for one, other in pairs]))
 
-    in_candidate = slow_placement()
-    in_candidate -= np.log(0.7) * 0.2  # the geometric mean is what a ratio of 1 is about
+    in_candidate = slow_placement() - 0.2 * np.log(0.7)  # the geometric mean is what a ratio of 1 is about
+    machine = normal(2 * noise)
+    drifting = machine + normal(noise), machine + normal(noise)
     cases = {
         "One deployment in five is 30 % slower, in both arms": rate(slow_placement(), slow_placement()),
         "The same in the candidate alone (geometric means equal)": rate(normal(noise), in_candidate),
         "Noise 5 % in the baseline, 15 % in the candidate": rate(normal(noise), normal(3 * noise)),
-        "Machine drifts 10 % between blocks, arms interleaved": rate(
-            (drift := normal(2 * noise)) + normal(noise), drift + normal(noise)
-        ),
-        "The same blocks, compared as if unpaired (Welch)": rate(drift + normal(noise), drift + normal(noise), True),
+        "Machine drifts 10 % between blocks, arms interleaved": rate(*drifting),
+        "The same blocks, compared as if unpaired (Welch)": rate(*drifting, unpaired=True),
         "Different runs (Welch), same machine state": rate(normal(noise), normal(noise), True),
         "Different runs (Welch), machine 5 % off between the runs": rate(
             normal(noise), normal(noise) + normal(noise, simulations, 1), True

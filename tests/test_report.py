@@ -413,7 +413,17 @@ def test_terminal_fits(width: int) -> None:
     console.print(report.render_terminal(comparison(warnings=("w" * 70, "[bold]not markup")), width))
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, output.splitlines())) <= width
-    for whole in ("INCONCLUSIVE", "EQUIVALENT", "throughput", "3.71 to 4.18", "×3.94", "c=256", "761", "candidate", "[bold]not"):
+    for whole in (
+        "INCONCLUSIVE",
+        "EQUIVALENT",
+        "throughput",
+        "3.71 to 4.18",
+        "×3.94",
+        "c=256",
+        "761",
+        "candidate",
+        "[bold]not",
+    ):
         assert whole in output, output
     assert "…" not in output
 

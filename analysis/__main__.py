@@ -1,0 +1,213 @@
+"""`python -m analysis`: compare, report, gate, list, import. Exit codes as documented in README.md."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from analysis import compare as comparing
+from analysis import load
+from analysis.compare import IncomparableError
+from analysis.load import LoadError
+
+EXIT_SLOWER, EXIT_INCONCLUSIVE, EXIT_INCOMPARABLE = 1, 3, 4
+
+app = typer.Typer(
+    help="Did it get faster, by how much, and can I trust it? Reads run directories of outputs/.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+console = Console(highlight=False)
+
+Baseline = Annotated[str, typer.Argument(metavar="BASELINE", help="outputs/RUN:ARM, or outputs/RUN if it has one arm")]
+Candidate = Annotated[
+    str, typer.Argument(metavar="CANDIDATE", help="outputs/RUN:ARM, or outputs/RUN if it has one arm")
+]
+Add = Annotated[
+    list[Path], typer.Option("--add", metavar="RUN", help="a further run of the same arms, whose blocks are added")
+]
+Floor = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="an A/A run; a difference below what it can detect is no win")
+]
+AllowDiff = Annotated[
+    str, typer.Option(metavar="KEY,...", help="compare although the arms differ in these keys, and say so")
+]
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    markdown = "markdown"
+
+
+class Kind(StrEnum):
+    locust = "locust"
+    vllm = "vllm"
+    streaming_csv = "streaming-csv"
+
+
+@app.command()
+def compare(
+    baseline: Baseline,
+    candidate: Candidate,
+    margin: Annotated[
+        float | None, typer.Option(min=0.0, help="EQUIVALENT within this, 0.05 = 5 % (as declared)")
+    ] = None,
+    floor: Floor = None,
+    add: Add = [],  # noqa: B006 (typer's way)
+    allow_diff: AllowDiff = "",
+    format: Format = Format.table,
+) -> None:
+    """Compare two arms: ratio, interval and verdict at each level. Exit 4: invalid or incomparable."""
+    from analysis import report
+
+    pair, family, more = _pair(baseline, candidate, add)
+    floor_run = load.load_run(floor) if floor else None
+    declared = pair.runs[0].record["compare"].get("margin", 0.05)
+    [found] = comparing.compare_pairs(
+        [pair], family, declared if margin is None else margin, floor_run, _keys(allow_diff)
+    )
+    if format is Format.json:
+        print(json.dumps(report.cells_json(found), indent=2, allow_nan=False))
+    elif format is Format.markdown:
+        run = pair.runs[0]
+        print(report.render_markdown([found], run.record, report.points_of(pair.runs), report.trial_details(run)))
+    else:
+        console.print(report.render_terminal(found))
+    if found.primary is None or found.primary.num_blocks == 0:
+        why = found.primary.reason if found.primary else "no level in common"
+        raise IncomparableError(f"nothing VALID to compare at the primary level: {why}")
+
+
+@app.command("report")
+def make_report(
+    directory: Annotated[Path, typer.Argument(metavar="RUN")],
+    floor: Floor = None,
+    add: Add = [],  # noqa: B006
+    allow_diff: AllowDiff = "",
+) -> None:
+    """Write comparison.csv, plots/ and report.html of a run with two or more arms."""
+    from analysis import report
+
+    run = load.load_run(directory)
+    more = [load.load_run(each) for each in add]
+    found = report.write(run, load.load_run(floor) if floor else None, more, _keys(allow_diff))
+    for each in found:
+        console.print(report.render_terminal(each))
+    console.print(f"{run.paths.report_html}", soft_wrap=True)
+
+
+@app.command()
+def gate(
+    baseline: Baseline,
+    candidate: Candidate,
+    max_slowdown: Annotated[float, typer.Option(min=0.0, help="0.03: fail if the candidate is surely over 3 % slower")],
+    metric: Annotated[list[str], typer.Option(help="at the primary level; several share the error of 5 %")] = [
+        "throughput_rps"
+    ],  # noqa: B006
+    add: Add = [],  # noqa: B006
+    allow_diff: AllowDiff = "",
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="write the outcome as JUnit XML")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="append it as Markdown")] = None,
+) -> None:
+    """Exit 1: the whole interval is worse than MAX_SLOWDOWN; 0: it excludes it; 3: inconclusive; 4: invalid."""
+    from analysis import report
+
+    if unknown := sorted(set(metric) - set(comparing.METRICS)):
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}; there is {', '.join(comparing.METRICS)}", param_hint="--metric"
+        )
+    pair, _, _ = _pair(baseline, candidate, add)
+    outcomes = comparing.gate(pair, max_slowdown, metric, _keys(allow_diff))
+    if junit:
+        junit.write_text(report.junit_xml(pair, outcomes, max_slowdown))
+    if markdown:
+        with markdown.open("a") as file:
+            file.write(report.gate_markdown(pair, outcomes, max_slowdown))
+    for cell, outcome in outcomes:
+        console.print(report.gate_line(cell, outcome, max_slowdown), soft_wrap=True)
+    codes = {"slower": EXIT_SLOWER, "invalid": EXIT_INCOMPARABLE, "inconclusive": EXIT_INCONCLUSIVE, "ok": 0}
+    found = {outcome for _, outcome in outcomes}
+    raise typer.Exit(next(code for outcome, code in codes.items() if outcome in found))
+
+
+@app.command("list")
+def list_runs(
+    outputs: Annotated[Path, typer.Argument(metavar="[OUTPUTS]")] = Path("outputs"),
+    last: Annotated[int, typer.Option(min=0, help="only the newest; 0 = all")] = 20,
+) -> None:
+    """Runs, oldest first: when, what, how it ended, and the verdicts that were reached."""
+    if not outputs.is_dir():
+        raise LoadError(f"{outputs} is not a directory")
+    runs = load.find_runs(outputs)
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "status", "trials", "valid", "arms"):
+        table.add_column(column, overflow="fold")
+    broken = []
+    for directory in runs[-last:] if last else runs:
+        try:
+            each = load.overview(directory)
+        except LoadError as error:
+            broken.append(str(error))
+            continue
+        table.add_row(
+            str(directory), each.status, f"{each.num_done}/{each.num_planned}", str(each.num_valid), each.arms
+        )
+    console.print(table if table.row_count else f"no runs in {outputs}")
+    if last and len(runs) > last:
+        console.print(f"{len(runs) - last} older runs are not shown (--last 0 shows all)")
+    for error in broken:
+        print(f"not listed: {error}", file=sys.stderr)
+
+
+@app.command("import")
+def import_results(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="a file, or a directory with a file a level")],
+    kind: Annotated[Kind, typer.Option(help="what wrote it")],
+    workload: Annotated[str, typer.Option(help="what was served")],
+    profile: Annotated[str, typer.Option(help="with which flags: names the arm")],
+    concurrency: Annotated[int | None, typer.Option(min=1, help="where neither content nor file name tells")] = None,
+    num_replicas: Annotated[int | None, typer.Option(min=1)] = None,
+    outputs: Annotated[Path, typer.Option()] = Path("outputs"),
+) -> None:
+    """Published or older results as a run directory; what they cannot support is missing, and said."""
+    from analysis import published
+
+    paths = published.import_source(source, kind.value, workload, profile, outputs, concurrency, num_replicas)
+    run = load.load_run(paths.root)
+    notes = sorted({code for text in run.points.notes.dropna() for code in text.split(";") if code in published.NOTES})
+    console.print(f"{len(run.points)} points, arms {', '.join(run.arms)}")
+    for code in notes:
+        console.print(f"  {code}: {published.NOTES[code]}", soft_wrap=True)
+    console.print(str(paths.root), soft_wrap=True)
+
+
+def _pair(
+    baseline: str, candidate: str, add: list[Path]
+) -> tuple[comparing.Pair, list[comparing.Pair], list[load.Run]]:
+    more = [load.load_run(each) for each in add]
+    return *comparing.pair_of(load.select(baseline), load.select(candidate), more), more
+
+
+def _keys(text: str) -> list[str]:
+    return [key.strip() for key in text.split(",") if key.strip()]
+
+
+def main() -> int:
+    """Exit code: as the command says, 2 for a command line that makes no sense, 4 for a refusal."""
+    try:
+        app(standalone_mode=True)
+    except (IncomparableError, LoadError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INCOMPARABLE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
