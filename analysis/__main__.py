@@ -67,7 +67,7 @@ def compare(
     """Compare two arms: ratio, interval and verdict at each level. Exit 4: invalid or incomparable."""
     from analysis import report
 
-    pair, family, more = _pair(baseline, candidate, add)
+    pair, family = _pair(baseline, candidate, add)
     floor_run = load.load_run(floor) if floor else None
     declared = pair.runs[0].record["compare"].get("margin", 0.05)
     [found] = comparing.compare_pairs(
@@ -108,9 +108,9 @@ def gate(
     baseline: Baseline,
     candidate: Candidate,
     max_slowdown: Annotated[float, typer.Option(min=0.0, help="0.03: fail if the candidate is surely over 3 % slower")],
-    metric: Annotated[list[str], typer.Option(help="at the primary level; several share the error of 5 %")] = [
-        "throughput_rps"
-    ],  # noqa: B006
+    metric: Annotated[
+        list[str], typer.Option(help="[default: throughput_rps] at the primary level; several share the error of 5 %")
+    ] = [],  # noqa: B006
     add: Add = [],  # noqa: B006
     allow_diff: AllowDiff = "",
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="write the outcome as JUnit XML")] = None,
@@ -123,15 +123,19 @@ def gate(
         raise typer.BadParameter(
             f"{', '.join(unknown)}; there is {', '.join(comparing.METRICS)}", param_hint="--metric"
         )
-    pair, _, _ = _pair(baseline, candidate, add)
-    outcomes = comparing.gate(pair, max_slowdown, metric, _keys(allow_diff))
+    pair, family = _pair(baseline, candidate, add)
+    comparison, outcomes = comparing.gate(
+        pair, family, max_slowdown, metric or [comparing.THROUGHPUT], _keys(allow_diff)
+    )
     if junit:
-        junit.write_text(report.junit_xml(pair, outcomes, max_slowdown))
+        junit.write_text(report.junit_xml(comparison, outcomes))
     if markdown:
-        with markdown.open("a") as file:
-            file.write(report.gate_markdown(pair, outcomes, max_slowdown))
+        with markdown.open("a") as file:  # as GITHUB_STEP_SUMMARY wants it
+            file.write(report.gate_markdown(comparison, outcomes, max_slowdown))
     for cell, outcome in outcomes:
         console.print(report.gate_line(cell, outcome, max_slowdown), soft_wrap=True)
+    for warning in comparison.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
     codes = {"slower": EXIT_SLOWER, "invalid": EXIT_INCOMPARABLE, "inconclusive": EXIT_INCONCLUSIVE, "ok": 0}
     found = {outcome for _, outcome in outcomes}
     raise typer.Exit(next(code for outcome, code in codes.items() if outcome in found))
@@ -188,11 +192,9 @@ def import_results(
     console.print(str(paths.root), soft_wrap=True)
 
 
-def _pair(
-    baseline: str, candidate: str, add: list[Path]
-) -> tuple[comparing.Pair, list[comparing.Pair], list[load.Run]]:
+def _pair(baseline: str, candidate: str, add: list[Path]) -> tuple[comparing.Pair, list[comparing.Pair]]:
     more = [load.load_run(each) for each in add]
-    return *comparing.pair_of(load.select(baseline), load.select(candidate), more), more
+    return comparing.pair_of(load.select(baseline), load.select(candidate), more)
 
 
 def _keys(text: str) -> list[str]:

@@ -38,6 +38,7 @@ METRICS = {
 THROUGHPUT, AT_PRIMARY_LEVEL = "throughput_rps", ("latency_p50_ms", "latency_p99_ms")
 PRIMARY, SECONDARY, DESCRIPTIVE = "primary", "secondary", "descriptive"
 MIN_FLOOR_BLOCKS = 5
+_SPENT = "the looks that were declared (compare.max_looks) are spent; start a new run, which is judged on its own"
 
 
 class IncomparableError(ValueError):
@@ -199,11 +200,8 @@ def compare_pairs(
     alphas = [stats.look_alpha(looks[pair], _declared(pair.runs[0])["max_looks"]) for pair in family]
     alpha = min((each for each in alphas if each is not None), default=None)
     if alpha is None:
-        blocked = (
-            "the looks that were declared (compare.max_looks) are spent; start a new run, which is judged on its own"
-        )
         drafts = {
-            pair: [dataclasses.replace(draft, blocked=draft.blocked or blocked) for draft in each]
+            pair: [dataclasses.replace(draft, blocked=draft.blocked or _SPENT) for draft in each]
             for pair, each in drafts.items()
         }
     judged = _judge([draft for each in drafts.values() for draft in each], margin, alpha or stats.ALPHA)
@@ -235,40 +233,44 @@ def compare_pairs(
     return comparisons
 
 
-def gate(pair: Pair, max_slowdown: float, metrics: Sequence[str]) -> list[tuple[Cell, str]]:
+def gate(
+    pair: Pair, family: Sequence[Pair], max_slowdown: float, metrics: Sequence[str], allow_diff: Sequence[str] = ()
+) -> tuple[Comparison, list[tuple[Cell, str]]]:
     """Is the candidate at most `max_slowdown` slower (0.03 = 3 %) at the primary level? A cell and outcome a metric.
 
     "slower": the whole interval is below 1 / (1 + max_slowdown). "ok": it lies above. "inconclusive": it holds it, or
-    there is none. "invalid": no block with both points VALID. Several metrics share the error (Bonferroni).
+    there is none. "invalid": no block with both points VALID. Several metrics share the error (Bonferroni). Raises
+    IncomparableError as `compare_pairs` does, and for a metric that was not measured.
     """
     limit = 1 / (1 + max_slowdown)
     alpha = stats.look_alpha(_look(pair), _declared(pair.runs[0])["max_looks"])
+    [comparison] = compare_pairs([pair], family, _declared(pair.runs[0])["margin"], allow_diff=allow_diff)
     drafts = {draft.cell.metric: draft for draft in _drafts(pair, {}) if draft.cell.level == pair.level}
-    found = []
+    outcomes = []
     for metric in metrics:
         if metric not in drafts:
             raise IncomparableError(
                 f"{metric} was not measured in both arms at {pair.level}; there is {', '.join(drafts)}"
             )
         draft = drafts[metric]
-        blocked = draft.blocked or ("the looks that were declared are spent" if alpha is None else "")
-        effect = draft.effect and stats.at_alpha(draft.effect, (alpha or stats.ALPHA) / len(metrics))
-        cell = _with_effect(draft.cell, effect)
-        if cell.num_blocks == 0:
-            outcome = "invalid"
-        elif blocked or cell.ci_low_ratio is None or cell.ci_high_ratio is None:
-            outcome = "inconclusive"
-        elif cell.ci_high_ratio < limit:
-            outcome = "slower"
-        elif cell.ci_low_ratio > limit:
-            outcome = "ok"
-        else:
-            outcome = "inconclusive"
-            settle = stats.blocks_to_settle(effect, max_slowdown, alpha or stats.ALPHA) if effect else None
-            blocked = _further(settle, cell.num_blocks) if settle else ""
-        found.append((dataclasses.replace(cell, verdict=None, reason=blocked), outcome))
-    _record_look(pair, _look(pair))
-    return found
+        level = (alpha or stats.ALPHA) / len(metrics)
+        effect = draft.effect and stats.at_alpha(draft.effect, level)
+        cell, reason = _with_effect(draft.cell, effect), draft.blocked or ("" if alpha else _SPENT)
+        outcome = _outcome(cell, reason, limit)
+        if outcome == "inconclusive" and not reason and effect is not None:
+            reason = _further(stats.blocks_to_settle(effect, max_slowdown, level), cell.num_blocks)
+        outcomes.append((dataclasses.replace(cell, reason=reason), outcome))
+    return comparison, outcomes
+
+
+def _outcome(cell: Cell, blocked: str, limit: float) -> str:
+    if cell.num_blocks == 0:
+        return "invalid"
+    if blocked or cell.ci_low_ratio is None or cell.ci_high_ratio is None:
+        return "inconclusive"
+    if cell.ci_high_ratio < limit:
+        return "slower"
+    return "ok" if cell.ci_low_ratio > limit else "inconclusive"
 
 
 # ---- May they be compared? ----

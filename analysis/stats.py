@@ -223,12 +223,12 @@ def blocks_to_settle(effect: Effect, margin: float, alpha: float = ALPHA) -> tup
     """Total blocks (those there included) for a verdict at `alpha` other than INCONCLUSIVE: a range.
 
     With the lower number a verdict has a chance of 20 %, with the upper one of 90 %; None = more than `MAX_BLOCKS`.
-    Both are more than there are now. The chances are predictive: a true variance and a true ratio that fit the blocks
-    so far are drawn (variance: scaled inverse chi-square; ratio: normal given the variance; the usual flat prior, Gelman
-    et al., "Bayesian Data Analysis", 3.2), further blocks are drawn given both, and the verdict is looked up. Putting
-    the estimates into a formula promises too much: they are least sure where a comparison is inconclusive. 90 %, for
-    where the truth is close to 1 and the noise large, the flat prior hopes too much (see the calibration). Seeded: the
-    same effect gives the same answer.
+    Both are more than there are now. The chances are predictive: draw a true variance and a true ratio that fit the
+    blocks so far (flat prior: scaled inverse chi-square, then normal; Gelman et al., "Bayesian Data Analysis", 3.2),
+    draw further blocks given both, look up the verdict. The estimates in a formula would promise too much: they are
+    least sure where a comparison is inconclusive. 90 %, because a flat prior hopes for too much where the truth is
+    near 1 and the noise large: the calibration shows what either end is worth. Seeded: the same effect gives the
+    same answer.
     """
     done = effect.num_blocks
     if effect.log_se is None or effect.dof is None:
