@@ -160,20 +160,23 @@ def _read_files(source: Path, kind: str) -> list[_File]:
 def _settle(point: _Point, concurrency: int | None, num_replicas: int | None) -> None:
     """Fill in concurrency and replicas by the rule of the module's docstring."""
     path, content = point.file.path, point.concurrency
-    named = _named(r"(?:^|[^a-z0-9])c(?:oncurrency[_=-]?)?(\d+)(?![a-z0-9.])", path)
+    replicas, rest = _named(r"(?:^|[^a-z0-9])(?:(\d+)[_-]?replicas?|replicas?[_=-]?(\d+))(?![a-z0-9])", path.stem)
+    point.num_replicas = _agreed("num-replicas", path, {"file name": replicas, "--num-replicas": num_replicas})
+    named, _ = _named(r"(?:^|[^a-z0-9])c(?:oncurrency[_=-]?)?(\d+)(?![a-z0-9]|\.\d)", rest)
     if named is None and content is None:
-        named = _named(r"(?<!replica)(?<!replicas)_(\d+)$", path)
+        named, _ = _named(r"_(\d+)$", rest)
     told = {f"content of {point.where}": content, "file name": named, "--concurrency": concurrency}
     point.concurrency = _agreed("concurrency", path, told)
     if point.concurrency is None:
         raise ValueError(f"{path} tells no concurrency, in content or name (like x_c128.json); give --concurrency")
-    replicas = _named(r"(?:^|[^a-z0-9])(?:(\d+)[_-]?replicas?|replicas?[_=-]?(\d+))(?![a-z0-9])", path)
-    point.num_replicas = _agreed("num-replicas", path, {"file name": replicas, "--num-replicas": num_replicas})
 
 
-def _named(pattern: str, path: Path) -> int | None:
-    found = re.search(pattern, path.stem.lower(), re.ASCII)
-    return int(next(filter(None, found.groups()))[:18]) if found else None
+def _named(pattern: str, stem: str) -> tuple[int | None, str]:
+    """The number that a name tells, and the name without it."""
+    found = re.search(pattern, stem, re.ASCII | re.IGNORECASE)
+    if found is None:
+        return None, stem
+    return int(next(filter(None, found.groups()))[:18]), stem[: found.start()] + stem[found.end() :]
 
 
 def _agreed(what: str, path: Path, told: Mapping[str, int | None]) -> int | None:
@@ -456,7 +459,7 @@ def _vllm_point(file: _File, where: str, value: Mapping[str, Any]) -> _Point:
         figure, expected = _maybe(value, key, where), point.metrics[column]
         if figure is not None and expected is not None:
             _same(figure, expected, key, where)
-    if all(isinstance(value.get(key), list) for key in _VLLM_DETAIL):
+    if all(isinstance(value.get(key), list) and value[key] for key in _VLLM_DETAIL):
         point.samples, point.latency_resolution_ms = _vllm_samples(value, where), 0.0
         metrics = results.compute_metrics(point.samples, duration_s, {})
         found = metrics["num_successful"], metrics["num_failed"]
@@ -578,7 +581,7 @@ def _trial(run_id: str, arm: str, service_key: str, point: _Point) -> dict[str, 
     num_requests = (point.metrics["num_successful"] or 0) + (point.metrics["num_failed"] or 0)
     client: dict[str, Any] = dict.fromkeys(results.CLIENT_KEYS)
     client |= {"latency_resolution_ms": point.latency_resolution_ms, "num_requests": num_requests, "versions": {}}
-    # What is not listed is not known: server, ramp_up_s, drain_s, offered_rps.
+    # What is not listed is not known: server, drain_s.
     return dict.fromkeys(results.TRIAL_KEYS) | {
         "schema_version": results.SCHEMA_VERSION,
         "trial_id": paths.trial_id(point.level, 0),
@@ -592,7 +595,8 @@ def _trial(run_id: str, arm: str, service_key: str, point: _Point) -> dict[str, 
         "started_at": _utc(started_s),
         "finished_at": None if started_s is None else _utc(started_s + point.duration_s),
         "duration_s": point.duration_s,
-        "warmup_s": 0.0,  # none is set apart
+        "warmup_s": 0.0,  # none is set apart, so no ramp-up within it
+        "ramp_up_s": 0.0,
         "client": client,
         "metrics": {name: point.metrics.get(name) for name in METRICS},
         "valid": validity.valid,

@@ -13,33 +13,33 @@ import re
 import shlex
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.results import INVALID_REASONS
-
-if TYPE_CHECKING:  # only the shapes are used: the run's end need not load scipy for them
-    from analysis.compare import Cell, Comparison, Difference
+from analysis import compare, load, published
+from analysis.compare import Cell, Comparison
+from analysis.differences import Difference
+from analysis.load import Run
+from orchestrator.results import INVALID_REASONS, read_json
 
 MISSING = "–"
 # A sign beside the word, so that neither colour nor a small screen hides which it is.
 SIGNS = {"FASTER": "▲", "SLOWER": "▼", "EQUIVALENT": "=", "INCONCLUSIVE": "?"}
 STYLES = {"FASTER": "bold green", "SLOWER": "bold red", "EQUIVALENT": "bold blue", "INCONCLUSIVE": "bold yellow"}
 UNITS = {"rps": "req/s", "ms": "ms", "tok_per_s": "tok/s", "ratio": ""}
-NOTES = {
+NOTES = published.NOTES | {
     "colocated_client": "The load client shared the machine with the service: they compete for cores. Ratios between "
     "arms hold better than absolute figures.",
-    "single_run": "Published as one run an arm: there is no replicate, so nothing can be said about noise.",
     "coordinated_omission": "Closed loop: each client waits for its reply before it sends again. While the service "
     "stalls nobody sends, so tail latencies are lower than arrivals independent of replies would see.",
 }
@@ -48,7 +48,8 @@ WHERE = {
     "effective": "Read back from the live services",
     "consequence": "Consequences: constants that Ray computed from the flags",
 }
-# (passed to `junit_xml`) what the gate made of a cell -> the element that CI shows for it
+# What the gate made of a cell -> how it says so, and the element that CI shows for it.
+GATE_WORDS = {"ok": "PASS", "slower": "FAIL: SLOWER", "inconclusive": "INCONCLUSIVE", "invalid": "INVALID"}
 JUNIT_ELEMENTS = {"ok": None, "slower": "failure", "inconclusive": "skipped", "invalid": "error"}
 
 
@@ -69,22 +70,22 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
-def ratio_texts(cell: "Cell") -> tuple[str, str]:
+def ratio_texts(cell: Cell) -> tuple[str, str]:
     """("×3.94", "3.71 to 4.18"), of equally many decimals; the interval is "" where there is none.
 
     A bound never rounds to 1.00 when it is not 1: FASTER with "1.00 to 1.08" would look like a contradiction.
     """
     if _missing(cell.ratio):
         return MISSING, ""
-    bounds = [bound for bound in (cell.ci_low_ratio, cell.ci_high_ratio) if bound is not None and not _missing(bound)]
-    values = [cell.ratio, *bounds]
-    if len(bounds) < 2 or max(values) >= 100 or min(values) < 0.1:
-        return f"×{number(cell.ratio)}", " to ".join(map(number, bounds)) if len(bounds) == 2 else ""
-    decimals = 1 if max(values) >= 10 else 2
-    while decimals < 4 and any(bound != 1 and round(bound, decimals) == 1 for bound in bounds):
+    low, high = cell.ci_low_ratio, cell.ci_high_ratio
+    if cell.ratio is None or low is None or high is None or _missing(low) or _missing(high):
+        return f"×{number(cell.ratio)}", ""
+    if max(high, cell.ratio) >= 100 or min(low, cell.ratio) < 0.1:
+        return f"×{number(cell.ratio)}", f"{number(low)} to {number(high)}"
+    decimals = 1 if max(high, cell.ratio) >= 10 else 2
+    while decimals < 4 and any(bound != 1 and round(bound, decimals) == 1 for bound in (low, high)):
         decimals += 1
-    ratio, low, high = (f"{value:.{decimals}f}" for value in values)
-    return f"×{ratio}", f"{low} to {high}"
+    return f"×{cell.ratio:.{decimals}f}", f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
 def confidence_text(confidence: float | None) -> str:
@@ -94,7 +95,7 @@ def confidence_text(confidence: float | None) -> str:
     return f"{min(100 * confidence, 99.99):.4g} %"
 
 
-def effect_text(cell: "Cell") -> str:
+def effect_text(cell: Cell) -> str:
     """×3.94 (95 % interval 3.71 to 4.18)"""
     ratio, interval = ratio_texts(cell)
     return f"{ratio} ({confidence_text(cell.confidence)} interval {interval})" if interval else ratio
@@ -121,16 +122,16 @@ def level_text(level: str, short: bool = False) -> str:
     return f"c={amount}" if short else f"{amount} client{'' if amount == '1' else 's'}"
 
 
-def _verdict(comparison: "Comparison") -> str:
+def _verdict(comparison: Comparison) -> str:
     return (comparison.primary.verdict if comparison.primary else None) or "NO VERDICT"
 
 
-def _label(comparison: "Comparison") -> str:
+def _label(comparison: Comparison) -> str:
     axes = f" ({comparison.axes})" if comparison.axes else ""
     return f"{comparison.candidate} against {comparison.baseline}{axes}"
 
 
-def _family(comparison: "Comparison", *families: str) -> list["Cell"]:
+def _family(comparison: Comparison, *families: str) -> list[Cell]:
     return [cell for family in families for cell in comparison.cells if cell.family == family]
 
 
@@ -141,7 +142,7 @@ def _time(text: Any) -> str:
         return str(text or MISSING)
 
 
-def judged(comparison: "Comparison") -> list[str]:
+def judged(comparison: Comparison) -> list[str]:
     """How the verdict came about, as short facts."""
     cell, margin = comparison.primary, comparison.margin
     if cell is None:
@@ -164,7 +165,8 @@ def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) ->
     """Counts, what went wrong at which arm and level, and caveats. `details` as in `render_html`."""
     if points.empty:
         return {"counts": "No trial was planned.", "entries": [], "notes": []}
-    records = {(record["arm"], record["trial_id"]): record for record in details}
+    records = {(record.get("run_dir"), record["arm"], record["trial_id"]): record for record in details}
+    several = "run_dir" in points and points["run_dir"].nunique() > 1
     # `valid` may hold None or NaN: only a real False is INVALID, and only in a complete trial.
     complete = points["state"] == "complete"
     invalid = complete & (points["valid"] == False)  # noqa: E712
@@ -172,7 +174,7 @@ def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) ->
     entries = []
     for (arm, level), group in bad.groupby(["arm", "level"], sort=False):
         planned = points[(points["arm"] == arm) & (points["level"] == level)]
-        items = [item for row in group.to_dict("records") for item in _problems(row, records)]
+        items = [item for row in load.records(group) for item in _problems(row, records, several)]
         num_valid = int((planned["valid"] == True).sum())  # noqa: E712
         title = f"{arm}, {level_text(str(level))}"
         entries.append({"title": title, "count": f"{num_valid} of {len(planned)} blocks VALID", "items": items})
@@ -193,9 +195,9 @@ def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) ->
     return {"counts": counts, "entries": entries, "notes": _caveats(points[complete])}
 
 
-def _problems(row: Mapping[str, Any], records: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[dict[str, str]]:
-    record = records.get((row["arm"], row["trial_id"]), {})
-    block = f"block {row['repeat'] + 1}"
+def _problems(row: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], several: bool) -> list[dict[str, str]]:
+    record = records.get((row.get("run_dir"), row["arm"], row["trial_id"]), {})
+    block = f"block {row['repeat'] + 1}{' of ' + row['run_id'] if several else ''}"
     if row["state"] == "failed":
         log = f" Log: {record['log']}" if record.get("log") else ""
         what = {"service": "the service never came up", "trial": "the measurement failed"}.get(record.get("stage", ""))
@@ -212,7 +214,7 @@ def _problems(row: Mapping[str, Any], records: Mapping[tuple[str, str], Mapping[
 def _caveats(complete: pd.DataFrame) -> list[str]:
     """Notes in words, with how many of the complete trials each is about."""
     found: dict[str, int] = {}
-    for row in complete.to_dict("records"):
+    for row in load.records(complete):
         codes = {code for code in str(row["notes"] if not _missing(row["notes"]) else "").split(";") if code}
         for code in sorted(codes | ({"coordinated_omission"} if row["load_mode"] == "closed" else set())):
             found[code] = found.get(code, 0) + 1
@@ -224,11 +226,12 @@ def _caveats(complete: pd.DataFrame) -> list[str]:
             text = f"Not checked, which is not passed: {INVALID_REASONS.get(rule, rule)}."
         else:
             text = NOTES.get(code, code.replace("_", " "))
+            text = f"{text[0].upper()}{text[1:].removesuffix('.')}."
         texts.append(text + about)
     return texts
 
 
-def _differences(comparisons: Sequence["Comparison"]) -> list[dict[str, Any]]:
+def _differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Comparisons of one run mostly differ in the same flags: each set of differences is shown once."""
     groups: dict[tuple[Difference, ...], list[str]] = {}
     for comparison in comparisons:
@@ -248,7 +251,7 @@ def _differences(comparisons: Sequence["Comparison"]) -> list[dict[str, Any]]:
 
 
 def _provenance(
-    comparisons: Sequence["Comparison"], record: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]]
+    comparisons: Sequence[Comparison], record: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
     provenance = record.get("provenance") or {}
     git, host = provenance.get("git") or {}, provenance.get("host") or {}
@@ -282,7 +285,7 @@ def _versions(values: Mapping[str, Any]) -> str:
 # ---- HTML ----
 
 
-def _bar(cell: "Cell", span: float, margin: float) -> dict[str, float] | None:
+def _bar(cell: Cell, span: float, margin: float) -> dict[str, float] | None:
     """Positions in per cent on a log axis whose middle is a ratio of 1; what lies beyond `span` is cut at the edge."""
     if _missing(cell.ratio) or _missing(cell.ci_low_ratio) or _missing(cell.ci_high_ratio):
         return None
@@ -294,7 +297,7 @@ def _bar(cell: "Cell", span: float, margin: float) -> dict[str, float] | None:
     }
 
 
-def _span(cells: Iterable["Cell"], margin: float) -> float:
+def _span(cells: Iterable[Cell], margin: float) -> float:
     """Half the axis: holds every estimate, but not every bound, for one of two blocks would flatten all others."""
     effects = [abs(math.log(cell.ratio)) for cell in cells if cell.ratio is not None and not _missing(cell.ratio)]
     return max([2.5 * math.log(1 + margin), *(1.3 * effect for effect in effects)])
@@ -314,7 +317,7 @@ def _breakable(text: str) -> Markup:
 
 
 def render_html(
-    comparisons: Sequence["Comparison"],
+    comparisons: Sequence[Comparison],
     record: Mapping[str, Any],
     points: pd.DataFrame,
     figures: Mapping[str, tuple[bytes, str, bytes | str | None]],
@@ -368,7 +371,7 @@ def _md_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _md_cells(cells: Sequence["Cell"], verdicts: bool) -> str:
+def _md_cells(cells: Sequence[Cell], verdicts: bool) -> str:
     rows = []
     for cell in cells:
         values = [number(cell.baseline_value), number(cell.candidate_value), effect_text(cell)]
@@ -387,12 +390,12 @@ def _md_details(summary: str, body: str) -> str:
 
 
 def render_markdown(
-    comparisons: Sequence["Comparison"],
+    comparisons: Sequence[Comparison],
     record: Mapping[str, Any],
     points: pd.DataFrame,
     details: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """A comment for a pull request: verdict and judged cells in sight, the rest folded. Arguments as in `render_html`."""
+    """A comment for a pull request: verdict and judged cells in sight, the rest folded. As `render_html`."""
     parts = []
     for each in comparisons:
         verdict = _verdict(each)
@@ -441,15 +444,34 @@ def render_markdown(
 # ---- Terminal, JSON, JUnit ----
 
 
-def render_terminal(comparison: "Comparison", width: int = 80) -> Group:
-    """Sentence and judged cells, as wide as `width` (that of the console): below 76 the table is folded by us.
+@dataclass(frozen=True)
+class _ForTerminal:
+    """Rich asks it to draw itself, and says how wide: below 76 columns the table is folded by us.
 
     Rich would fold or cut where it likes, and half an interval on a line reads like a whole one.
     """
-    verdict, narrow = _verdict(comparison), width < 76
-    sentence = Text.assemble(
-        (f"{SIGNS.get(verdict, '?')} {verdict}", STYLES.get(verdict, "bold")), "  ", comparison.summary
-    )
+
+    comparison: Comparison
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        comparison, narrow = self.comparison, options.max_width < 76
+        verdict = _verdict(comparison)
+        sign = (f"{SIGNS.get(verdict, '?')} {verdict}", STYLES.get(verdict, "bold"))
+        yield Text.assemble(sign, "  ", comparison.summary)
+        yield Text("; ".join(judged(comparison)) + ".\n", "dim")
+        yield _terminal_table(comparison, narrow)
+        for warning in comparison.warnings:
+            yield Text(f"warning: {warning}", "yellow")
+        if others := len(_family(comparison, "descriptive")):
+            yield Text(f"{others} more cells are descriptive: no verdict, see --format json or the report.", "dim")
+
+
+def render_terminal(comparison: Comparison) -> _ForTerminal:
+    """Sentence and judged cells, to be printed with rich; fits 60 columns and more."""
+    return _ForTerminal(comparison)
+
+
+def _terminal_table(comparison: Comparison, narrow: bool) -> Table:
     table = Table(
         box=None, pad_edge=False, padding=(0, 1, 0, 0), title=escape(_label(comparison)), title_justify="left"
     )
@@ -468,10 +490,7 @@ def render_terminal(comparison: "Comparison", width: int = 80) -> Group:
             (f"{ratio}\n{interval}" if narrow else f"{ratio} ({interval})") if interval else ratio,
             Text(cell.verdict or MISSING, STYLES.get(cell.verdict or "", "")),
         )
-    notes = [Text(f"warning: {warning}", "yellow") for warning in comparison.warnings]
-    if others := len(_family(comparison, "descriptive")):
-        notes.append(Text(f"{others} more cells are descriptive: no verdict, see --format json or the report.", "dim"))
-    return Group(sentence, Text("; ".join(judged(comparison)) + ".", "dim"), Text(), table, *notes)
+    return table
 
 
 def _jsonable(value: Any) -> Any:
@@ -484,8 +503,8 @@ def _jsonable(value: Any) -> Any:
     return None if _missing(value) else value
 
 
-def cells_json(comparison: "Comparison") -> dict[str, Any]:
-    """`{"summary": ..., "verdict": ..., "baseline": ..., ..., "cells": [...]}`, fit for `json.dumps(allow_nan=False)`."""
+def cells_json(comparison: Comparison) -> dict[str, Any]:
+    """`{"summary": ..., "verdict": ..., "baseline": ..., "cells": [...]}`, fit for `json.dumps(allow_nan=False)`."""
     everything = asdict(comparison)
     everything["primary"] = (
         None if comparison.primary is None else f"{comparison.primary.metric}@{comparison.primary.level}"
@@ -493,10 +512,10 @@ def cells_json(comparison: "Comparison") -> dict[str, Any]:
     return _jsonable({"summary": everything.pop("summary"), "verdict": _verdict(comparison), **everything})
 
 
-def junit_xml(comparison: "Comparison", outcomes: Sequence[tuple["Cell", str]]) -> str:
+def junit_xml(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]]) -> str:
     """The gate's answer for CI: one testcase a judged cell.
 
-    `outcomes`: cells with "ok", "slower" (a failure), "inconclusive" (skipped) or "invalid" (an error). Raises `KeyError` for another.
+    `outcomes`: cells with "ok", "slower" (a failure), "inconclusive" (skipped) or "invalid" (an error).
     """
     suite = ET.Element("testsuite", name=_xml(f"serve-orchestrator: {_label(comparison)}"), tests=str(len(outcomes)))
     for element, counter in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
@@ -518,3 +537,83 @@ def junit_xml(comparison: "Comparison", outcomes: Sequence[tuple["Cell", str]]) 
 def _xml(text: str) -> str:
     """ElementTree escapes markup, but writes control characters that no XML 1.0 reader takes."""
     return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text)
+
+
+# ---- The gate ----
+
+
+def gate_line(cell: Cell, outcome: str, max_slowdown: float) -> Text:
+    """One line a metric, to be printed with rich."""
+    style = {"ok": "bold green", "slower": "bold red", "inconclusive": "bold yellow"}.get(outcome, "bold magenta")
+    reason = f"; {cell.reason}" if cell.reason else ""
+    limit = f"limit ×{number(1 / (1 + max_slowdown))}"
+    what = f"  {metric_text(cell.metric)} at {level_text(cell.level)}: {effect_text(cell)}, {limit}{reason}"
+    return Text.assemble((GATE_WORDS[outcome], style), what)
+
+
+def gate_markdown(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]], max_slowdown: float) -> str:
+    """The gate's answer for a job summary or a comment."""
+    rows = [
+        [f"**{GATE_WORDS[outcome]}**", _md(metric_text(cell.metric)), _md(level_text(cell.level)), effect_text(cell), f"{cell.num_blocks}/{cell.num_planned}", _md(cell.reason)]
+        for cell, outcome in outcomes
+    ]
+    limit = f"Fails below ×{number(1 / (1 + max_slowdown))} (at most {100 * max_slowdown:g} % slower)."
+    table = _md_table(["gate", "metric", "level", "ratio, > 1 is better", "blocks", "why"], rows)
+    return f"### Gate: {_md(_label(comparison))}\n\n{limit}\n\n{table}\n"
+
+
+# ---- A whole run ----
+
+
+def points_of(runs: Iterable[Run]) -> pd.DataFrame:
+    return pd.concat([run.points for run in runs], ignore_index=True)
+
+
+def trial_details(run: Run) -> list[dict[str, Any]]:
+    """trial.json of the INVALID trials and failure.json of the failed ones, each with its `run_dir`."""
+    found = []
+    for row in load.records(run.points):
+        where = (row["arm"], row["level"], row["repeat"])
+        if row["state"] == "complete" and row["valid"] is False:
+            found.append(dict(load.trial(run, row)))
+        elif row["state"] == "failed" and (path := run.paths.failure_json(*where)).exists():
+            found.append(dict(read_json(path)))
+    return [{**each, "run_dir": str(run.paths.root)} for each in found]
+
+
+def write(
+    run: Run, floor: Run | None = None, more: Sequence[Run] = (), allow_diff: Sequence[str] = ()
+) -> list[Comparison]:
+    """Compare the arms of a run; write comparison.csv, plots/ and, last, report.html.
+
+    Raises IncomparableError, LoadError.
+    """
+    from analysis import frames, plots  # matplotlib takes a second, which a gate need not wait for
+
+    comparisons = compare.compare_run(run, floor, more, allow_diff)
+    cells, requests = compare.cells_frame(comparisons), frames.all_requests(run)
+    workloads = dict(zip(run.points["arm"], run.points["workload"], strict=True))
+    drawn = plots.all_figures(
+        frames.arm_points(run, requests),
+        cells,
+        frames.gain_by_slo(run),
+        frames.distribution(requests),
+        load.over_time(requests),
+        frames.peak(comparisons, workloads),
+        margin=comparisons[0].margin if comparisons else 0.05,
+    )
+    plots.save(drawn, run.paths.plots_dir)
+    figures = {}
+    for name, figure in drawn.items():
+        png, svg = (run.paths.plots_dir / f"{name}.{kind}" for kind in ("png", "svg"))
+        # The title is drawn into the picture, so it is what the picture is called for who cannot see it.
+        figures[name] = (png.read_bytes(), " ".join(figure.texts[0].get_text().split()), svg.read_bytes())
+    services = {arm: service for arm in run.arms if (service := load.effective(run, arm, 0))}
+    runs = [run, *more]
+    details = [each for one in runs for each in trial_details(one)]
+    html = render_html(comparisons, run.record, points_of(runs), figures, details, services)
+    cells.to_csv(run.paths.comparison_csv, index=False)
+    partial = run.paths.report_html.with_suffix(".html.partial")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(run.paths.report_html)
+    return comparisons

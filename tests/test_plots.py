@@ -98,7 +98,9 @@ def cells(
     rows = []
     generator = np.random.default_rng(1)
     for baseline, candidate, axes in pairs:
-        for level, metric in itertools.product(reversed(levels), ["throughput_rps", "latency_p50_ms", "latency_p99_ms"]):
+        for level, metric in itertools.product(
+            reversed(levels), ["throughput_rps", "latency_p50_ms", "latency_p99_ms"]
+        ):
             top = level == max(levels)
             primary = top and metric == "throughput_rps"
             family = "primary" if primary else "secondary" if top or "throughput" in metric else "descriptive"
@@ -171,7 +173,9 @@ def peak(workloads: Sequence[str] = ("unary", "streaming", "recsys")) -> pd.Data
     for i, workload in enumerate(workloads):
         speedup, fraction = 2.0 + i, 0.5 / (i + 1)
         limits = [speedup / 1.1, speedup * 1.1], [fraction / 1.2, fraction * 1.2]
-        rows.append([workload, "baseline", "optimized", f"workload={workload}", speedup, *limits[0], fraction, *limits[1]])
+        rows.append(
+            [workload, "baseline", "optimized", f"workload={workload}", speedup, *limits[0], fraction, *limits[1]]
+        )
         rows[-1] += ["c0256", 5]
     names = "workload baseline candidate axes speedup speedup_ci_low speedup_ci_high latency_fraction "
     names += "latency_fraction_ci_low latency_fraction_ci_high level num_blocks"

@@ -1,9 +1,10 @@
 """Does the report hold up in a real browser: on a phone, on a desk, in the dark and on paper?
 
-Needs Chromium (CHROMIUM names another binary than the one on the path) and the package `playwright`, which drives it. No browser is
-downloaded.
+Needs Chromium (CHROMIUM names another binary than the one on the path) and the package `playwright`, which drives it.
+No browser is downloaded.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from analysis.differences import Difference
 from analysis.report import render_html
-from tests.test_report import DETAILS, HOSTILE, LEVELS, RECORD, Comparison, Difference, cell, comparison, points
+from tests.test_report import DETAILS, HOSTILE, LEVELS, RECORD, cell, comparison, points
 
 pytestmark = pytest.mark.e2e
 
@@ -32,8 +34,6 @@ LONG = "workload.application.deployments.ingress.autoscaling_config.target_ongoi
 
 def figures() -> dict[str, Any]:
     """Two pictures as wide as real ones: one PNG, one SVG."""
-    import io
-
     made = {}
     for name, caption, kind in (
         ("throughput-by-level", "Throughput by level. Bars: 95 % interval between deployments.", "png"),
@@ -54,9 +54,9 @@ def figures() -> dict[str, Any]:
 def cases() -> dict[str, str]:
     """Name -> HTML: what real runs look like, and the worst that may come."""
     invalid = cell(None, None, None, "INCONCLUSIVE", baseline_value=None, num_blocks=0,
-                   reason="INVALID in all 5 blocks (client_lag): no ratio; c0032 is shown instead, post hoc.")  # fmt: skip
+                   reason="no block with both points VALID: baseline 0 of 5 VALID (client_lag)")  # fmt: skip
     single = cell(1.42, None, None, "INCONCLUSIVE", num_blocks=1, num_planned=1,
-                  reason="One deployment an arm: nothing is known about noise. 5 or more blocks would tell.")  # fmt: skip
+                  reason="single run, no interval")  # fmt: skip
     hostile = replace(cell(), baseline=HOSTILE, candidate=LONG, axes=f"workload={LONG}", reason=HOSTILE * 3)
     three = {
         "recsys": (cell(1.41, 1.33, 1.49), "optimized serves recsys 41 % faster than baseline at 64 clients."),

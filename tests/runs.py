@@ -1,0 +1,246 @@
+"""Run directories as the orchestrator writes them, with requests that are drawn instead of sent."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from orchestrator import results
+from orchestrator.paths import RunPaths, level_name, safe_name, trial_id
+
+COMPARE = {
+    "treatment": ["profile"],
+    "baseline": None,
+    "margin": 0.05,
+    "max_looks": 1,
+    "repeats": 3,
+    "redeploy": "per_repeat",
+}
+VALIDITY = {"max_error_ratio": 0.01}
+
+
+def make_run(
+    directory: Path,
+    speeds: Mapping[str, float],
+    *,
+    levels: Sequence[int] = (4, 16),
+    repeats: int = 3,
+    noise: float = 0.02,
+    seed: int = 0,
+    config: Mapping[str, Mapping[str, Any]] | None = None,
+    effective: Mapping[str, Mapping[str, Any]] | None = None,
+    invalid: Sequence[tuple[str, int, int]] = (),
+    failed: Sequence[tuple[str, int, int]] = (),
+    missing: Sequence[tuple[str, int, int]] = (),
+    status: str = "complete",
+    **compare: Any,
+) -> RunPaths:
+    """`speeds`: arm -> replies of one client per second. `invalid`, `failed`, `missing`: (arm, concurrency, repeat).
+
+    `config`, `effective`: arm -> what is laid over the usual. An arm called `x~2` is a copy of `x`.
+    """
+    paths = RunPaths(directory)
+    directory.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    rows, arms = [], []
+    for arm, speed in speeds.items():
+        profile = arm.partition("~")[0]
+        arms.append(
+            {
+                "name": safe_name(arm),
+                "axes": {"profile": profile},
+                "levels": list(levels),
+                "copy": int("~" in arm),
+                "service_key": f"key-{profile}",
+            }
+        )
+        _write_config(paths, arm, profile, (config or {}).get(arm, {}))
+        for repeat in range(repeats):
+            _write_effective(paths, arm, profile, repeat, (effective or {}).get(arm, {}))
+            deployed = speed * np.exp(rng.normal(0, noise))
+            for level in levels:
+                where = (arm, level, repeat)
+                row = _row(paths, arm, profile, level, repeat)
+                if where in failed:
+                    row["state"] = "failed"
+                    _write_failure(paths, row)
+                elif where not in missing:
+                    row = _measure(paths, row, deployed, rng, where in invalid)
+                rows.append(row)
+    results.write_summary(directory, rows)
+    names = [arm["name"] for arm in arms]
+    cells = [
+        {
+            "axes": {},
+            "baseline": names[0],
+            "candidate": name,
+            "metric": "throughput_rps",
+            "level": level_name(concurrency=max(levels)),
+        }
+        for name in names[1:] or [None]
+    ]
+    record = {
+        "schema_version": 1,
+        "run_id": directory.name,
+        "status": status,
+        "started_at": "2026-11-21T07:00:00+00:00",
+        "finished_at": None if status == "running" else "2026-11-21T07:10:00+00:00",
+        "command": ["profile=baseline,optimized", "-m"],
+        "seed": 7,
+        "plan": {"arms": arms, "services": [], "trials": [f"{row['arm']}/{row['trial_id']}" for row in rows]},
+        "compare": COMPARE | {"repeats": repeats} | compare,
+        "primary_cells": cells,
+        "provenance": {"git": {"commit": "abc", "dirty": False}, "packages": {"ray": "2.60.0"}, "host": {}},
+        "resumed": [],
+        "errors": [],
+        "timeline": [],
+        "looks": [],
+    }
+    assert record.keys() == results.RUN_KEYS.keys()
+    results.write_json(paths.run_json, record)
+    return paths
+
+
+def _write_config(paths: RunPaths, arm: str, profile: str, over: Mapping[str, Any]) -> None:
+    env = {"RAY_SERVE_FLAG": "1"} if profile == "optimized" else {}
+    config = {
+        "cluster": {"name": "local", "env": {}},
+        "workload": {"name": "unary", "payload_bytes": 10, "num_replicas": 1, "env": {}},
+        "profile": {"name": profile, "env": env, "app": {}},
+        "sweep": {"name": "quick", "concurrency": [4, 16], "repeats": 3, "duration_s": 4.0},
+        "validity": VALIDITY,
+    }
+    for key, value in over.items():
+        node: dict[str, Any] = config
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    folder = paths.hydra_dir(safe_name(arm))
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def _write_effective(paths: RunPaths, arm: str, profile: str, repeat: int, over: Mapping[str, Any]) -> None:
+    env = {"RAY_SERVE_FLAG": "1"} if profile == "optimized" else {}
+    actors = [
+        {
+            "name": f"SERVE_{kind}-{repeat}",
+            "kind": kind,
+            "pid": 1,
+            "env": {**env, "RAY_PORT": f"{repeat}{arm}", "RAY_JOB_ID": f"{arm}{repeat}", **over.get("env", {})},
+            "constants": {"RAY_SERVE_COMPUTED": profile},
+        }
+        for kind in ("ServeController", "ServeReplica")
+    ]
+    folder = paths.service_dir(safe_name(arm), repeat)
+    folder.mkdir(parents=True)
+    results.write_json(
+        folder / "effective.json",
+        {
+            "schema_version": 1,
+            "service_key": f"key-{profile}",
+            "declared_env": env,
+            "actors": actors,
+            "flag_effects": {},
+            "consequences": {},
+            "warnings": over.get("warnings", []),
+            "isolation_env": ["RAY_PORT"],
+            "listener": {"process": "python", "pid": 1},
+            "versions": {"ray": "2.60.0", **over.get("versions", {})},
+            "hardware": {"num_logical_cpus": 2, "ray_resources": {"memory": repeat}, **over.get("hardware", {})},
+        },
+    )
+
+
+def _row(paths: RunPaths, arm: str, profile: str, level: int, repeat: int) -> dict[str, Any]:
+    return {
+        "run_id": paths.run_id,
+        "arm": safe_name(arm),
+        "trial_id": trial_id(level_name(concurrency=level), repeat),
+        "repeat": repeat,
+        "state": "planned",
+        "workload": "unary",
+        "profile": profile,
+        "cluster": "local",
+        "service_key": f"key-{profile}",
+        "load_mode": "closed",
+        "concurrency": level,
+        "duration_s": 4.0,
+        "num_replicas": 1,
+    }
+
+
+def _measure(
+    paths: RunPaths, row: dict[str, Any], speed: float, rng: np.random.Generator, invalid: bool
+) -> dict[str, Any]:
+    samples = draw_samples(row["concurrency"], speed, row["duration_s"], rng)
+    directory = paths.trial_dir(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
+    directory.mkdir(parents=True)
+    results.write_samples(directory / "samples.parquet", samples)
+    metrics = results.compute_metrics(samples, row["duration_s"], {"latency_p99_ms": 500})
+    client = dict.fromkeys(results.CLIENT_KEYS, None) | {
+        "num_requests": len(samples),
+        "num_processes": 1,
+        "cpu_ratio": 0.1,
+        "latency_resolution_ms": 0.0,
+        "versions": {"locust": "2.47.0"},
+    }
+    trial = {
+        "schema_version": 1,
+        "level": level_name(concurrency=row["concurrency"]),
+        **{name: row[name] for name in ("trial_id", "run_id", "arm", "repeat", "load_mode", "concurrency")},
+        "offered_rps": None,
+        "service_key": row["service_key"],
+        "started_at": "2026-11-21T07:00:00+00:00",
+        "finished_at": "2026-11-21T07:00:10+00:00",
+        "duration_s": row["duration_s"],
+        "warmup_s": 1.0,
+        "ramp_up_s": 0.5,
+        "drain_s": 1.0,
+        "client": client,
+        "server": None,
+        "metrics": metrics,
+        "valid": not invalid,
+        "invalid_reasons": ["drift"] if invalid else [],
+        "invalid_details": {"drift": "Throughput changed by +30%."} if invalid else {},
+        "unchecked": [],
+        "notes": ["colocated_client"],
+    }
+    assert trial.keys() == results.TRIAL_KEYS.keys()
+    results.write_json(directory / "trial.json", trial)
+    return results.summary_row(row | {"state": "complete"}, trial)
+
+
+def draw_samples(concurrency: int, speed: float, duration_s: float, rng: np.random.Generator) -> pa.Table:
+    """Closed loop: each client sends its next request when its last is answered."""
+    num = int(1.3 * speed * (duration_s + 2)) + 20
+    latency_s = rng.lognormal(np.log(1 / speed) - 0.045, 0.3, (concurrency, num))
+    sent_at_s = np.cumsum(latency_s, axis=1) - latency_s - 1.5
+    keep = sent_at_s < duration_s
+    sent, latency = sent_at_s[keep], latency_s[keep] * 1000
+    order = np.argsort(sent)
+    columns: dict[str, Any] = {
+        name: pa.nulls(len(sent), results.SAMPLES_SCHEMA.field(name).type) for name in results.SAMPLES_SCHEMA.names
+    }
+    columns |= {"sent_at_s": sent[order], "latency_ms": latency[order], "ok": np.ones(len(sent), bool)}
+    columns["client_process"] = np.zeros(len(sent), np.int16)
+    return pa.table(columns, schema=results.SAMPLES_SCHEMA)
+
+
+def _write_failure(paths: RunPaths, row: Mapping[str, Any]) -> None:
+    path = paths.failure_json(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results.write_json(
+        path,
+        {
+            "schema_version": 1,
+            **{name: row[name] for name in ("trial_id", "arm", "repeat")},
+            "stage": "service",
+            "error": "DEPLOY_FAILED: no luck",
+            "log": "services/x",
+        },
+    )

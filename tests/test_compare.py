@@ -1,0 +1,339 @@
+"""Verdicts, families, refusals, looks and the gate, on run directories with a known truth."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from analysis import compare, load
+from analysis.compare import Comparison, IncomparableError, Pair
+from analysis.load import LoadError, Run
+from orchestrator import results
+from tests.runs import make_run
+
+TWO = {"baseline": 20.0, "optimized": 30.0}
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def run_of(tmp_path: Path) -> MakeRun:
+    """`make_run` in a directory of its own, loaded."""
+
+    def make(name: str = "run", *args: object, **kwargs: object) -> Run:
+        return load.load_run(make_run(tmp_path / name, *args, **kwargs).root)  # type: ignore[arg-type]
+
+    return make
+
+
+def only(run: Run, **kwargs: object) -> Comparison:
+    [comparison] = compare.compare_run(run, **kwargs)  # type: ignore[arg-type]
+    return comparison
+
+
+def cell(comparison: Comparison, metric: str, level: str) -> compare.Cell:
+    [found] = [each for each in comparison.cells if (each.metric, each.level) == (metric, level)]
+    return found
+
+
+# ---- Verdicts ----
+
+
+def test_a_faster_arm_is_called_faster_with_the_paired_interval(run_of: MakeRun) -> None:
+    run = run_of("run", TWO, repeats=5)
+    comparison = only(run)
+    primary = comparison.primary
+    assert primary is comparison.cells[0]
+    assert primary is not None
+    assert (primary.metric, primary.level, primary.family) == ("throughput_rps", "c0016", "primary")
+    assert primary.verdict == "FASTER"
+    points = run.points[run.points.level == "c0016"]
+    sides = [points[points.arm == arm].sort_values("repeat").throughput_rps for arm in TWO]
+    truth = ttest_rel(np.log(sides[1]), np.log(sides[0]))
+    interval = truth.confidence_interval(0.95)
+    assert primary.ratio == pytest.approx(math.exp(np.mean(np.log(sides[1]).to_numpy() - np.log(sides[0]).to_numpy())))
+    assert primary.ci_low_ratio == pytest.approx(math.exp(interval.low))
+    assert primary.ci_high_ratio == pytest.approx(math.exp(interval.high))
+    assert primary.confidence == 0.95
+    assert (primary.num_blocks, primary.num_planned) == (5, 5)
+    assert "optimized is FASTER than baseline" in comparison.summary
+    assert "5 blocks" in comparison.summary
+    assert comparison.warnings == ()
+
+
+def test_latency_ratios_are_oriented_so_that_more_is_better(run_of: MakeRun) -> None:
+    comparison = only(run_of("run", TWO))
+    p50 = cell(comparison, "latency_p50_ms", "c0016")
+    assert p50.baseline_value is not None
+    assert p50.candidate_value is not None
+    assert p50.candidate_value < p50.baseline_value
+    assert p50.ratio == pytest.approx(p50.baseline_value / p50.candidate_value)
+    assert p50.verdict == "FASTER"
+
+
+def test_a_slower_arm(run_of: MakeRun) -> None:
+    assert only(run_of("run", {"baseline": 30.0, "optimized": 20.0})).summary.startswith("optimized is SLOWER")
+
+
+def test_families(run_of: MakeRun) -> None:
+    families = {(each.metric, each.level): each.family for each in only(run_of("run", TWO)).cells}
+    assert [key for key, family in families.items() if family == "primary"] == [("throughput_rps", "c0016")]
+    assert {key for key, family in families.items() if family == "secondary"} == {
+        ("latency_p50_ms", "c0016"),
+        ("latency_p99_ms", "c0016"),
+        ("throughput_rps", "c0004"),
+    }
+    comparison = only(run_of("again", TWO))
+    assert all(each.verdict is None for each in comparison.cells if each.family == "descriptive")
+    assert all(each.verdict for each in comparison.cells if each.family != "descriptive")
+
+
+def test_primary_cells_of_a_run_share_the_error(run_of: MakeRun) -> None:
+    run = run_of("run", {"baseline": 20.0, "optimized": 30.0, "haproxy": 20.5}, repeats=5)
+    comparisons = compare.compare_run(run)
+    found = {each.candidate: each.primary for each in comparisons}
+    optimized, haproxy = found["optimized"], found["haproxy"]
+    assert optimized is not None
+    assert haproxy is not None
+    assert optimized.confidence == pytest.approx(0.975)  # the smaller p-value is judged at alpha / 2
+    assert haproxy.confidence == pytest.approx(0.95)
+    # One pair asked for on its own is judged in the same family.
+    pair, family = compare.pair_of((run, "baseline"), (run, "optimized"))
+    [alone] = compare.compare_pairs([pair], family, 0.05)
+    assert alone.primary == optimized
+
+
+def test_equal_arms_are_equivalent_or_inconclusive(run_of: MakeRun) -> None:
+    quiet = only(run_of("quiet", {"baseline": 40.0, "baseline~2": 40.0}, levels=[64], repeats=8, noise=0.002))
+    assert quiet.primary is not None
+    assert quiet.primary.verdict == "EQUIVALENT"
+    assert "EQUIVALENT" in quiet.summary
+    noisy = only(run_of("noisy", {"baseline": 40.0, "baseline~2": 40.0}, levels=[64], noise=0.1))
+    assert noisy.primary is not None
+    assert noisy.primary.verdict == "INCONCLUSIVE"
+    assert "further blocks" in noisy.primary.reason
+    assert "further blocks" in noisy.summary
+
+
+def test_points_that_are_invalid_do_not_enter(run_of: MakeRun) -> None:
+    comparison = only(run_of("run", TWO, repeats=4, invalid=[("baseline", 16, 1)], failed=[("optimized", 16, 3)]))
+    primary = comparison.primary
+    assert primary is not None
+    assert (primary.num_blocks, primary.num_planned) == (2, 4)
+    assert cell(comparison, "throughput_rps", "c0004").num_blocks == 4
+
+
+def test_an_invalid_primary_cell_is_inconclusive_and_the_fallback_post_hoc(run_of: MakeRun) -> None:
+    comparison = only(run_of("run", TWO, invalid=[("optimized", 16, repeat) for repeat in range(3)]))
+    assert comparison.primary is not None
+    assert comparison.primary.ratio is None
+    assert comparison.primary.verdict == "INCONCLUSIVE"
+    assert "optimized 0 of 3 VALID (drift)" in comparison.summary
+    assert "Post hoc, at c=4" in comparison.summary
+
+
+def test_one_block_has_no_interval(run_of: MakeRun) -> None:
+    primary = only(run_of("run", TWO, repeats=1)).primary
+    assert primary is not None
+    assert primary.ratio is not None
+    assert primary.ci_low_ratio is None
+    assert (primary.verdict, primary.reason.split(":")[0]) == ("INCONCLUSIVE", "one block, no interval")
+
+
+def test_one_deployment_an_arm_is_no_replicate(run_of: MakeRun) -> None:
+    primary = only(run_of("run", TWO, repeats=5, redeploy="never")).primary
+    assert primary is not None
+    assert primary.ci_low_ratio is None
+    assert primary.verdict == "INCONCLUSIVE"
+    assert "one deployment an arm" in primary.reason
+
+
+def test_a_run_in_progress_has_no_verdict_and_is_no_look(run_of: MakeRun) -> None:
+    missing = [(arm, 16, repeat) for arm in TWO for repeat in (2, 3, 4)]
+    run = run_of("run", TWO, repeats=5, missing=missing, status="running")
+    comparison = only(run)
+    assert comparison.primary is not None
+    assert comparison.primary.verdict == "INCONCLUSIVE"
+    assert comparison.primary.num_blocks == 2
+    assert "is running: 14 of 20 trials are done" in comparison.warnings[0]
+    assert json.loads(run.paths.run_json.read_text())["looks"] == []
+
+
+# ---- Noise floor ----
+
+
+def test_a_difference_below_the_floor_is_no_win(run_of: MakeRun) -> None:
+    small = {"baseline": 40.0, "optimized": 44.0}
+    run = run_of("run", small, levels=[32], repeats=5, noise=0.003)
+    assert only(run).primary.verdict == "FASTER"  # type: ignore[union-attr]
+    loud = run_of("loud", {"baseline": 40.0, "baseline~2": 40.0}, levels=[32], repeats=5, noise=0.3)
+    floored = only(run, floor=loud).primary
+    assert floored is not None
+    assert floored.floor_ratio is not None
+    assert floored.floor_ratio > 1.1
+    assert floored.verdict == "INCONCLUSIVE"
+    assert "noise floor" in floored.reason
+    quiet = run_of("quiet", {"baseline": 40.0, "baseline~2": 40.0}, levels=[32], repeats=5, noise=0.003)
+    assert only(run, floor=quiet).primary.verdict == "FASTER"  # type: ignore[union-attr]
+
+
+def test_a_floor_must_fit(run_of: MakeRun) -> None:
+    run = run_of("run", TWO)
+    with pytest.raises(IncomparableError, match="no A/A run"):
+        only(run, floor=run_of("ab", TWO, repeats=5))
+    twins = {"baseline": 20.0, "baseline~2": 20.0}
+    with pytest.raises(IncomparableError, match="3 VALID blocks"):
+        only(run, floor=run_of("short", twins, repeats=3))
+    other = {arm: {"workload.payload_bytes": 99} for arm in twins}
+    with pytest.raises(IncomparableError, match=r"something else: workload\.payload_bytes: 99 \| 10"):
+        only(run, floor=run_of("other", twins, repeats=5, config=other))
+
+
+# ---- Looks and further blocks ----
+
+
+def test_blocks_of_further_runs_are_added_and_looks_are_spent(run_of: MakeRun) -> None:
+    first, second = (run_of(name, TWO, max_looks=2, seed=seed) for seed, name in enumerate(("a", "b")))
+    one = only(first)
+    assert one.look == 1
+    assert one.primary is not None
+    assert one.primary.confidence == pytest.approx(0.975)
+    assert only(load.load_run(first.paths.root)).look == 1  # the same blocks again
+    both = only(load.load_run(first.paths.root), more=[second])
+    assert both.look == 2
+    assert both.primary is not None
+    assert both.primary.num_blocks == 6
+    assert both.primary.confidence == pytest.approx(0.9875)
+    third = run_of("c", TWO, max_looks=2, seed=5)
+    spent = only(load.load_run(first.paths.root), more=[second, third])
+    assert spent.primary is not None
+    assert (spent.look, spent.primary.verdict) == (3, "INCONCLUSIVE")
+    assert "spent" in spent.primary.reason
+    looks = json.loads(first.paths.run_json.read_text())["looks"]
+    assert [(look["num_blocks"], look["look"]) for look in looks] == [(3, 1), (6, 2), (9, 3)]
+
+
+def test_with_one_look_declared_it_has_the_whole_error(run_of: MakeRun) -> None:
+    run, more = run_of("a", TWO), run_of("b", TWO, seed=1)
+    assert only(run).primary.confidence == 0.95  # type: ignore[union-attr]
+    again = only(load.load_run(run.paths.root), more=[more])
+    assert again.primary is not None
+    assert again.primary.verdict == "INCONCLUSIVE"
+    assert again.primary.num_blocks == 6
+
+
+# ---- Refusals ----
+
+
+@pytest.mark.parametrize(
+    ("over", "key"),
+    [
+        ({"config": {"optimized": {"workload.payload_bytes": 0}}}, r"workload\.payload_bytes: 10 \| 0"),
+        ({"config": {"optimized": {"workload.num_replicas": 2}}}, r"workload\.num_replicas"),
+        ({"config": {"optimized": {"sweep.duration_s": 60}}}, r"sweep\.duration_s"),
+        ({"effective": {"optimized": {"versions": {"ray": "2.61.0"}}}}, r"versions\.ray: 2\.60\.0 \| 2\.61\.0"),
+        ({"effective": {"optimized": {"hardware": {"num_logical_cpus": 8}}}}, r"hardware\.num_logical_cpus"),
+        ({"effective": {"optimized": {"env": {"RAY_SERVE_SNEAKED_IN": "1"}}}}, r"env\.RAY_SERVE_SNEAKED_IN"),
+        ({"effective": {"baseline": {"env": {"RAY_SERVE_FLAG": "1"}}}}, "declared .* but found the same"),
+    ],
+)
+def test_arms_that_differ_in_more_than_the_treatment(run_of: MakeRun, over: dict[str, object], key: str) -> None:
+    run = run_of("run", TWO, **over)
+    with pytest.raises(IncomparableError, match=key) as refusal:
+        only(run)
+    assert "--allow-diff" in str(refusal.value)
+    listed = str(refusal.value).rsplit("--allow-diff ", 1)[1].split(",")
+    allowed = only(run, allow_diff=listed)
+    assert "--allow-diff" in allowed.warnings[0]
+    assert any(not difference.allowed for difference in allowed.differences)
+
+
+def test_the_declared_treatment_may_be_something_else(run_of: MakeRun) -> None:
+    over = {"optimized": {"workload.num_replicas": 2}}
+    both = run_of("run", TWO, config=over, treatment=["profile", "workload.num_replicas"])
+    assert only(both).treatment == "profile, workload.num_replicas"
+
+
+def test_what_the_flags_entail_is_a_consequence(run_of: MakeRun) -> None:
+    found = {each.key: each for each in only(run_of("run", TWO)).differences}
+    assert found["constant.RAY_SERVE_COMPUTED"].where == "consequence"
+    assert found["env.RAY_SERVE_FLAG"].allowed
+    assert not any("RAY_PORT" in key or "RAY_JOB_ID" in key or "ray_resources" in key for key in found)
+
+
+def test_samples_that_do_not_say_what_the_record_says(run_of: MakeRun) -> None:
+    run = run_of("run", TWO)
+    path = run.paths.samples("baseline", "c0016", 1)
+    samples = results.read_samples(path)
+    results.write_samples(path, samples.slice(0, len(samples) // 2))
+    with pytest.raises(LoadError, match=r"c0016-r1.*trial\.json says"):
+        only(run)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(LoadError, match="truncated or corrupt"):
+        only(run)
+    path.unlink()
+    with pytest.raises(LoadError, match=r"samples\.parquet"):
+        only(run)
+
+
+def test_arms_of_different_runs_have_a_ratio_but_no_verdict(run_of: MakeRun) -> None:
+    a, b = run_of("a", {"baseline": 20.0}), run_of("b", {"optimized": 30.0})
+    pair, family = compare.pair_of((a, "baseline"), (b, "optimized"))
+    [comparison] = compare.compare_pairs([pair], family, 0.05)
+    assert comparison.primary is not None
+    assert comparison.primary.ratio == pytest.approx(1.5, rel=0.1)
+    assert comparison.primary.ci_low_ratio is not None
+    assert comparison.primary.verdict == "INCONCLUSIVE"
+    assert "not interleaved" in comparison.primary.reason
+    assert any("different runs" in warning for warning in comparison.warnings)
+
+
+def test_a_pair_that_was_not_declared_says_so(run_of: MakeRun) -> None:
+    run = run_of("run", {"baseline": 20.0, "optimized": 30.0, "haproxy": 25.0})
+    pair, family = compare.pair_of((run, "optimized"), (run, "haproxy"))
+    [comparison] = compare.compare_pairs([pair], family, 0.05)
+    assert any("post hoc" in warning for warning in comparison.warnings)
+
+
+def test_no_level_in_common(run_of: MakeRun) -> None:
+    a, b = run_of("a", {"baseline": 20.0}, levels=[2]), run_of("b", {"optimized": 20.0}, levels=[4])
+    with pytest.raises(IncomparableError, match=r"share no level: baseline: c0002; optimized: c0004"):
+        compare.pair_of((a, "baseline"), (b, "optimized"))
+
+
+# ---- Gate ----
+
+
+def outcome(run: Run, max_slowdown: float, *metrics: str) -> list[str]:
+    pair, family = compare.pair_of((run, "baseline"), (run, "optimized"))
+    _, outcomes = compare.gate(pair, family, max_slowdown, metrics or ["throughput_rps"])
+    return [found for _, found in outcomes]
+
+
+def test_gate(run_of: MakeRun) -> None:
+    slower = run_of("slower", {"baseline": 40.0, "optimized": 36.0}, levels=[32], repeats=5, noise=0.003)
+    assert outcome(slower, 0.03) == ["slower"]
+    assert outcome(slower, 0.25) == ["ok"]
+    assert outcome(slower, 0.03, "throughput_rps", "latency_p50_ms") == ["slower", "slower"]
+    noisy = run_of("noisy", {"baseline": 40.0, "optimized": 40.0}, levels=[32], noise=0.1)
+    assert outcome(noisy, 0.03) == ["inconclusive"]
+    none = run_of("none", TWO, invalid=[("baseline", 16, repeat) for repeat in range(3)])
+    assert outcome(none, 0.03) == ["invalid"]
+    with pytest.raises(IncomparableError, match="ttft_p50_ms was not measured"):
+        outcome(slower, 0.03, "ttft_p50_ms")
+
+
+def test_several_gated_metrics_share_the_error(run_of: MakeRun) -> None:
+    run = run_of("run", TWO)
+    pair, family = compare.pair_of((run, "baseline"), (run, "optimized"))
+    _, outcomes = compare.gate(pair, family, 0.03, ["throughput_rps", "latency_p50_ms"])
+    assert [found.confidence for found, _ in outcomes] == [pytest.approx(0.975)] * 2
+
+
+def test_interleaved_only_with_both_arms_in_each_run(run_of: MakeRun) -> None:
+    a, b = run_of("a", TWO), run_of("b", TWO)
+    assert Pair(((a, "baseline"),), ((a, "optimized"),), "", "c0016", True).interleaved
+    assert not Pair(((a, "baseline"),), ((b, "optimized"),), "", "c0016", True).interleaved
