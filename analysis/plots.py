@@ -97,7 +97,7 @@ def _metric_name(metric: str) -> str:
 
 
 def _prepare(frame: Frame | None, what: str, value: str = "") -> Frame:
-    """A copy in order of load, with `x`, the level as a number; only rows with a `value`. `ValueError` if none is left."""
+    """A copy, numbers as floats; with `value`: its rows with one, in order of load. `ValueError` if none is left."""
     if frame is None or frame.empty:
         raise ValueError(f"no {what} to draw: the frame is empty")
     frame = frame.copy()
@@ -218,7 +218,7 @@ def _scale(ax: Axes, which: str, values: Any, log_from: float = 10, most: int = 
 
 
 def _extent(rows: Frame, suffix: str = "") -> np.ndarray:
-    """Values and intervals, of these no more than lets the points be told apart (two blocks: ten times the value)."""
+    """Values and intervals, these cut where they would squeeze the points (two blocks: 10 times the value)."""
     value, low, high = (rows[name + suffix] for name in ("value", "ci_low", "ci_high"))
     return np.concatenate([value, np.fmax(low, value / 1.5), np.fmin(high, value * 1.5)])
 
@@ -276,7 +276,7 @@ def _place_labels(fig: Figure, labels: list[tuple[Axes, pd.Series, str]]) -> int
         note.set_path_effects([withStroke(linewidth=2, foreground="white")])
         box, (x, y) = note.get_window_extent(), ax.transData.transform(at)
         for right, up in ((-1, 1), (1, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1)):
-            dx, dy = right * (box.width / 2 + 5 * unit), up * (box.height / 2 + 4 * unit)
+            dx, dy = right * (box.width / 2 + 6 * unit), up * (box.height / 2 + 4.5 * unit)
             x0, x1 = x + dx - box.width / 2 - unit, x + dx + box.width / 2 + unit
             y0, y1 = y + dy - box.height / 2, y + dy + box.height / 2
             inside = ax.bbox.x0 <= x0 and x1 <= ax.bbox.x1 and ax.bbox.y0 <= y0 and y1 <= ax.bbox.y1
@@ -454,7 +454,7 @@ def replica_scaling(
     profiles: Names = (),
     captions: Names = (),
 ) -> Figure:
-    """`metric` (`throughput_rps` where there is none) against replicas, a line a profile, each arm at its highest level.
+    """`metric` (`throughput_rps` where there is none) by replicas, a line a profile, each arm at its highest level.
 
     With linear scaling from the profile's fewest replicas. Arms of the workload `vllm` are a level line: vLLM alone.
     """
@@ -505,15 +505,15 @@ def _ratio_rows(ax: Axes, y: Sequence[float], rows: Frame, names: Names, near: f
     cut = False
     for at, value, a, b, strong in zip(y, ratio, low, high, bold, strict=True):
         ax.plot([max(a, left), min(b, right)], [at, at], color=INK, lw=2.2 if strong else 1.3, zorder=2, gid="interval")
-        for outside, end, marker in ((a < left, left, "<"), (b > right, right, ">")):
-            cut |= outside
-            ax.plot([end] * outside, [at] * outside, marker=marker, color=INK, clip_on=False, gid="cut")
+        for end, marker in [(left, "<")] * bool(a < left) + [(right, ">")] * bool(b > right):
+            cut = True
+            ax.plot(end, at, marker=marker, color=INK, clip_on=False, gid="cut")
         face, marker, size = INK if a <= b else "white", "D" if strong else "o", 7 if strong else 5
         ax.plot(value, at, marker, color=INK, mfc=face, ms=size, zorder=3, gid="ratio")
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0, pad=8)
     ax.grid(axis="y", visible=False)
-    return bool(cut)
+    return cut
 
 
 def _beside(ax: Axes, y: float, text: str, offset: float, **options: Any) -> float:
@@ -538,7 +538,7 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
     rows = pd.concat(groups)
     height = len(rows) + len(groups)
     fig, [ax] = _panels(1, 1, 0.55 + 0.24 * height, width=8.5)
-    ax.set_ylim(height - 0.5, -0.5)
+    ax.set_ylim(height - 0.5, -0.42)
     y: list[float] = []
     for group in groups:
         first, at = group.iloc[0], (y[-1] if y else -1) + 1
@@ -583,9 +583,9 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
         notes.append(
             f"Lines: intervals of {percents} between deployments{_blocks(rows[rows['ci_low_ratio'].notna()])}."
         )
-    notes += [CUT] * cut + [CLOSED_LOOP] * (rows["metric"].str.startswith("latency").any() and _closed(rows))
-    who = f"{rows['candidate'].iloc[0]} against {rows['baseline'].iloc[0]}" if len(pairs) == 1 else "each candidate"
-    return _finish(fig, f"Speed-up of {who}", handles, [*notes, *captions])
+    notes += [CUT] * cut + [CLOSED_LOOP] * bool(rows["metric"].str.startswith("latency").any() and _closed(rows))
+    title = f"{rows['candidate'].iloc[0]} against {rows['baseline'].iloc[0]}" if len(pairs) == 1 else "each candidate"
+    return _finish(fig, f"Speed-up of {title}", handles, [*notes, *captions])
 
 
 @_look
@@ -620,9 +620,10 @@ def gain_by_slo(gain_by_slo: Frame, *, arms: Names = (), captions: Names = ()) -
     fig, [upper, lower] = _panels(2, 1, 2.2, sharex=True, gridspec_kw={"height_ratios": [2, 1.2]})
     steps: Any = {"drawstyle": "steps-post"}  # a peak changes only where the SLO lets one more level in
     peaks: dict[str, tuple[pd.Series, pd.Series]] = {}
-    for (baseline, candidate, _), rows in gains.groupby(["baseline", "candidate", "axes"], sort=False):
+    for pair, rows in gains.groupby(["baseline", "candidate", "axes"], sort=False):
+        baseline, candidate = map(str, pair[:2])
         slo, style = rows["slo_ms"], styles[candidate]
-        marks = {"markevery": max(1, len(rows) // 8), "ms": 4}
+        marks: Any = {"markevery": max(1, len(rows) // 8), "ms": 4}
         upper.plot(slo, rows["ratio"], gid="ratio", label=candidate, **style, **marks, **steps)
         low, high = rows["ci_low_ratio"], rows["ci_high_ratio"]
         upper.fill_between(slo, low, high, step="post", color=style["color"], alpha=0.18, lw=0, gid="interval")
@@ -669,7 +670,7 @@ def latency_distribution(
     """Latency (ms) against the percentile of requests, the tail stretched; a panel a level, or only `level`."""
     frame = _prepare(distribution, "latency distribution", "latency_ms")
     styles = arm_styles([*arms, *sorted(frame["arm"].unique())])
-    frame = frame[(frame["quantile"] < 1) & (frame["level"].eq(level) | (level is None))]
+    frame = frame[(frame["quantile"] < 1) & (frame["level"].eq(level or "") | (level is None))]
     if frame.empty:
         raise ValueError(f"no latency distribution at {level}; there is {', '.join(distribution['level'].unique())}")
     frame = frame.assign(tail=1 / (1 - frame["quantile"]))
@@ -677,7 +678,7 @@ def latency_distribution(
     for ax, rows in panels:
         for arm, group in rows.sort_values("tail").groupby("arm", sort=False):
             style, tail = styles[str(arm)], group["tail"]
-            marks = {"markevery": max(1, len(group) // 6), "ms": 4}
+            marks: Any = {"markevery": max(1, len(group) // 6), "ms": 4}
             ax.plot(tail, group["latency_ms"], label=str(arm), gid="line", **style, **marks)
             ax.fill_between(tail, group["ci_low_ms"], group["ci_high_ms"], color=style["color"], alpha=0.2, lw=0)
         last = max(rows["tail"].max(), 10)
@@ -702,11 +703,12 @@ def throughput_over_time(over_time: Frame, *, arms: Names = (), captions: Names 
         start = -warmup - ramp_up
         ax.axvspan(start, -warmup, color="#d4d4d4", lw=0, zorder=0, gid="ramp_up")
         ax.axvspan(-warmup, 0, color="#ededed", lw=0, zorder=0, gid="warmup")
-        for (arm, repeat), group in rows.sort_values("time_s").groupby(["arm", "repeat"], sort=False):
+        for key, group in rows.sort_values("time_s").groupby(["arm", "repeat"], sort=False):
+            arm, repeat = str(key[0]), group["repeat"].iloc[0]
             valid = bool(group["valid"].all())
             look: Any = {"lw": 1.1, "ls": "-"} if valid else {"lw": 0.7, "ls": "--"}
             every = max(1, len(group) // 4)  # repeats take turns, so that their markers do not pile up
-            marks = {"markevery": (int(repeat) * 2 % every, every), "ms": 3.5, "mfc": None if valid else "white"}
+            marks: Any = {"markevery": (int(repeat) * 2 % every, every), "ms": 3.5, "mfc": None if valid else "white"}
             gid = "valid" if valid else "invalid"
             ax.plot(group["time_s"], group["throughput_rps"], label=arm, gid=gid, **styles[arm], **look, **marks)
         ax.set_xlim(min(start, rows["time_s"].min()), max(end, rows["time_s"].max()))
@@ -782,7 +784,7 @@ def all_figures(
 
 
 def save(figures: Mapping[str, Figure], directory: Path) -> list[Path]:
-    """Write `<name>.png` (150 dpi) and `<name>.svg` of each and return the paths; a file exists only when it is whole."""
+    """Write `<name>.png` (150 dpi) and `.svg` of each and return the paths; a file exists only when it is whole."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
     for path in paths:

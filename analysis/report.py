@@ -199,7 +199,7 @@ def _problems(row: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], 
     record = records.get((row.get("run_dir"), row["arm"], row["trial_id"]), {})
     block = f"block {row['repeat'] + 1}{' of ' + row['run_id'] if several else ''}"
     if row["state"] == "failed":
-        log = f" Log: {record['log']}" if record.get("log") else ""
+        log = f" (log: {record['log']})" if record.get("log") else ""
         what = {"service": "the service never came up", "trial": "the measurement failed"}.get(record.get("stage", ""))
         text = str(record.get("error", "see failure.json")).strip()
         return [{"block": block, "code": f"FAILED ({what})" if what else "FAILED", "text": text + log}]
@@ -223,7 +223,7 @@ def _caveats(complete: pd.DataFrame) -> list[str]:
         about = "" if count == len(complete) else f" (in {count} of {len(complete)} complete trials)"
         kind, _, rule = code.partition(":")
         if kind == "unchecked":
-            text = f"Not checked, which is not passed: {INVALID_REASONS.get(rule, rule)}."
+            text = f"Not checked, which is not passed: {rule} ({INVALID_REASONS.get(rule, 'unknown rule')})."
         else:
             text = NOTES.get(code, code.replace("_", " "))
             text = f"{text[0].upper()}{text[1:].removesuffix('.')}."
@@ -255,7 +255,9 @@ def _provenance(
 ) -> list[tuple[str, str]]:
     provenance = record.get("provenance") or {}
     git, host = provenance.get("git") or {}, provenance.get("host") or {}
-    dirty = {True: " with uncommitted changes", False: ""}.get(git.get("dirty"), " (changes unknown)")
+    dirty = (
+        "" if git.get("dirty") is False else " with uncommitted changes" if git.get("dirty") else " (changes unknown)"
+    )
     runs = dict.fromkeys(run for each in comparisons for run in (each.baseline_run, each.candidate_run))
     rows = [
         ("Run", record.get("run_id")),
@@ -518,8 +520,8 @@ def junit_xml(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]]) -> s
     `outcomes`: cells with "ok", "slower" (a failure), "inconclusive" (skipped) or "invalid" (an error).
     """
     suite = ET.Element("testsuite", name=_xml(f"serve-orchestrator: {_label(comparison)}"), tests=str(len(outcomes)))
-    for element, counter in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-        suite.set(counter, str(sum(JUNIT_ELEMENTS[outcome] == element for _, outcome in outcomes)))
+    for kind, counter in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+        suite.set(counter, str(sum(JUNIT_ELEMENTS[outcome] == kind for _, outcome in outcomes)))
     for cell, outcome in outcomes:
         name = f"{metric_text(cell.metric)} at {level_text(cell.level)}"
         case = ET.SubElement(suite, "testcase", classname=_xml(_label(comparison)), name=_xml(name), time="0")
@@ -553,10 +555,10 @@ def gate_line(cell: Cell, outcome: str, max_slowdown: float) -> Text:
 
 def gate_markdown(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]], max_slowdown: float) -> str:
     """The gate's answer for a job summary or a comment."""
-    rows = [
-        [f"**{GATE_WORDS[outcome]}**", _md(metric_text(cell.metric)), _md(level_text(cell.level)), effect_text(cell), f"{cell.num_blocks}/{cell.num_planned}", _md(cell.reason)]
-        for cell, outcome in outcomes
-    ]
+    rows = []
+    for cell, outcome in outcomes:
+        row = [f"**{GATE_WORDS[outcome]}**", _md(metric_text(cell.metric)), _md(level_text(cell.level))]
+        rows.append([*row, effect_text(cell), f"{cell.num_blocks}/{cell.num_planned}", _md(cell.reason)])
     limit = f"Fails below ×{number(1 / (1 + max_slowdown))} (at most {100 * max_slowdown:g} % slower)."
     table = _md_table(["gate", "metric", "level", "ratio, > 1 is better", "blocks", "why"], rows)
     return f"### Gate: {_md(_label(comparison))}\n\n{limit}\n\n{table}\n"

@@ -26,7 +26,7 @@ from scipy.optimize import brentq
 from scipy.special import gammaincinv, nctdtr, ndtri, stdtr, stdtrit
 
 ALPHA = 0.05
-MAX_BLOCKS = 1_000  # more than anybody runs: `blocks_to_settle` looks no further
+MAX_BLOCKS = 1_000  # `blocks_to_settle` looks no further
 NUM_SLICES = 20
 _LOG_BIN = math.log(1.005)  # width of a histogram's bins: 0.5 %
 _ROUNDING = 1e-12  # of a difference of logs: less is rounding, not variance
@@ -137,7 +137,7 @@ def _logs(values: ArrayLike, what: str) -> Floats:
 
 
 def _mean_and_sd(values: Floats) -> tuple[float, float | None]:
-    """The deviation has n - 1 below; None with one value, and 0 where there is nothing but rounding."""
+    """Sample deviation (n - 1): None with one value, 0 where there is nothing but rounding."""
     mean = float(values.mean())
     if len(values) == 1:
         return mean, None

@@ -58,7 +58,7 @@ def arm_points(
             }
             for metric in metrics:
                 value = math.nan if metric == "latency_p99_ms" and level in no_p99 else figures[metric]
-                spread = 1.06 if interval else math.nan
+                spread = 1.06 if interval and level not in invalid else math.nan
                 rows.append(
                     {
                         "arm": arm,

@@ -79,7 +79,7 @@ def comparison(
     cells = [first]
     for metric in ("latency_p50_ms", "latency_p99_ms"):
         cells.append(cell(1.31, 0.98, 1.75, "INCONCLUSIVE", metric=metric, family="secondary", confidence=0.9917,
-                          reason="The interval holds 1; 6 to 14 further blocks would settle it.", **common))  # fmt: skip
+                          reason="about 6 to 14 further blocks would settle it", **common))  # fmt: skip
     for level in LEVELS:
         if level != 64:
             cells.append(cell(1.002, 0.984, 1.021, "EQUIVALENT", level=f"c{level:04}", concurrency=level,
@@ -306,11 +306,11 @@ def test_html_says_what_may_be_doubted() -> None:
     assert "2 of 5 blocks VALID" in text
     assert "Throughput changed by +23%" in text  # the trial's own sentence
     assert "median lag of the client's event loop" in text  # no sentence of its own: the rule
-    assert "found <no replica> ready Log: services/optimized/r2/driver.log" in text
+    assert "found <no replica> ready (log: services/optimized/r2/driver.log)" in text
     assert "run still in progress: 4 of 18 trials" in text
     assert "The load client shared the machine" in text
     assert "Closed loop: each client waits" in text
-    assert "Not checked, which is not passed: a replica was replaced" in text
+    assert "Not checked, which is not passed: replica_restart (a replica was replaced" in text
     assert "1 difference is not part of the treatment" in text
     assert "with uncommitted changes" in text
 

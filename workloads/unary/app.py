@@ -4,6 +4,7 @@ A FastAPI ingress forwards the message to a second deployment and returns what c
 crosses the proxy, the ingress replica and one inter-deployment call, and nothing else.
 """
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,7 +17,14 @@ api = FastAPI()
 
 @serve.deployment
 class Echo:
+    """Waits `delay_s` before it answers: an effect of known size, to check a measurement with."""
+
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+
     async def __call__(self, message: str) -> str:
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
         return message
 
 
@@ -32,5 +40,5 @@ class Ingress:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Takes no arguments; replica counts come from the application config."""
-    return Ingress.bind(Echo.bind())
+    """`args`: `delay_s`. Replica counts come from the application config."""
+    return Ingress.bind(Echo.bind(args["delay_s"]))
