@@ -183,7 +183,10 @@ def import_results(
     """Published or older results as a run directory; what they cannot support is missing, and said."""
     from analysis import published
 
-    paths = published.import_source(source, kind.value, workload, profile, outputs, concurrency, num_replicas)
+    try:
+        paths = published.import_source(source, kind.value, workload, profile, outputs, concurrency, num_replicas)
+    except ValueError as error:  # the source cannot be read as what it is said to be: nothing was written
+        raise typer.BadParameter(str(error)) from None
     run = load.load_run(paths.root)
     notes = sorted({code for text in run.points.notes.dropna() for code in text.split(";") if code in published.NOTES})
     console.print(f"{len(run.points)} points, arms {', '.join(run.arms)}")

@@ -110,7 +110,7 @@ def test_profile_app_lies_over_the_workloads(compose: Compose) -> None:
         "Ingress": 100000,
         "Echo": 5,
     }
-    assert application["args"] == {"extra": 1}
+    assert application["args"] == {"delay_s": 0, "extra": 1}
 
 
 @pytest.mark.parametrize(
