@@ -65,7 +65,7 @@ def compare(
     format: Format = Format.table,
 ) -> None:
     """Compare two arms: ratio, interval and verdict at each level. Exit 4: invalid or incomparable."""
-    from analysis import report
+    from analysis import formats, report
 
     pair, family = _pair(baseline, candidate, add)
     floor_run = load.load_run(floor) if floor else None
@@ -74,12 +74,12 @@ def compare(
         [pair], family, declared if margin is None else margin, floor_run, _keys(allow_diff)
     )
     if format is Format.json:
-        print(json.dumps(report.cells_json(found), indent=2, allow_nan=False))
+        print(json.dumps(formats.cells_json(found), indent=2, allow_nan=False))
     elif format is Format.markdown:
         run = pair.runs[0]
-        print(report.render_markdown([found], run.record, report.points_of(pair.runs), report.trial_details(run)))
+        print(formats.render_markdown([found], run.record, report.points_of(pair.runs), report.trial_details(run)))
     else:
-        console.print(report.render_terminal(found))
+        console.print(formats.render_terminal(found))
     if found.primary is None or found.primary.num_blocks == 0:
         why = found.primary.reason if found.primary else "no level in common"
         raise IncomparableError(f"nothing VALID to compare at the primary level: {why}")
@@ -93,13 +93,13 @@ def make_report(
     allow_diff: AllowDiff = "",
 ) -> None:
     """Write comparison.csv, plots/ and report.html of a run with two or more arms."""
-    from analysis import report
+    from analysis import formats, report
 
     run = load.load_run(directory)
     more = [load.load_run(each) for each in add]
     found = report.write(run, load.load_run(floor) if floor else None, more, _keys(allow_diff))
     for each in found:
-        console.print(report.render_terminal(each))
+        console.print(formats.render_terminal(each))
     console.print(f"{run.paths.report_html}", soft_wrap=True)
 
 
@@ -117,7 +117,7 @@ def gate(
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="append it as Markdown")] = None,
 ) -> None:
     """Exit 1: the whole interval is worse than MAX_SLOWDOWN; 0: it excludes it; 3: inconclusive; 4: invalid."""
-    from analysis import report
+    from analysis import formats
 
     if unknown := sorted(set(metric) - set(comparing.METRICS)):
         raise typer.BadParameter(
@@ -128,12 +128,12 @@ def gate(
         pair, family, max_slowdown, metric or [comparing.THROUGHPUT], _keys(allow_diff)
     )
     if junit:
-        junit.write_text(report.junit_xml(comparison, outcomes))
+        junit.write_text(formats.junit_xml(comparison, outcomes))
     if markdown:
         with markdown.open("a") as file:  # as GITHUB_STEP_SUMMARY wants it
-            file.write(report.gate_markdown(comparison, outcomes, max_slowdown))
+            file.write(formats.gate_markdown(comparison, outcomes, max_slowdown))
     for cell, outcome in outcomes:
-        console.print(report.gate_line(cell, outcome, max_slowdown), soft_wrap=True)
+        console.print(formats.gate_line(cell, outcome, max_slowdown), soft_wrap=True)
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
     codes = {"slower": EXIT_SLOWER, "invalid": EXIT_INCOMPARABLE, "inconclusive": EXIT_INCONCLUSIVE, "ok": 0}
@@ -166,8 +166,8 @@ def list_runs(
     console.print(table if table.row_count else f"no runs in {outputs}")
     if last and len(runs) > last:
         console.print(f"{len(runs) - last} older runs are not shown (--last 0 shows all)")
-    for error in broken:
-        print(f"not listed: {error}", file=sys.stderr)
+    for why in broken:
+        print(f"not listed: {why}", file=sys.stderr)
 
 
 @app.command("import")

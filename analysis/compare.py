@@ -17,6 +17,7 @@ import pandas as pd
 from analysis import differences, load, stats
 from analysis.differences import Difference
 from analysis.load import Run
+from analysis.wording import effect_text, level_text
 from orchestrator import results
 
 # Metric -> whether more is better, in the order of the tables.
@@ -600,42 +601,28 @@ def _record_look(pair: Pair, look: int) -> None:
 
 def _summary(pair: Pair, cells: Sequence[Cell], primary: Cell | None, margin: float) -> str:
     """The sentence an engineer would repeat."""
-    names = f"{pair.candidates[0][1]} against {pair.baselines[0][1]}"
+    baseline, candidate = pair.baselines[0][1], pair.candidates[0][1]
     start = f"{pair.axes}: " if pair.axes else ""
     if primary is None or primary.ratio is None:
         why = primary.reason if primary else "no level in common"
-        return f"{start}{names} is INCONCLUSIVE: {why}.{_fallback(cells)}"
-    at = f"at {level_text(primary)}"
-    how = f"{primary.ratio:.3g}x the throughput {at} ({interval_text(primary)})"
+        return f"{start}{candidate} against {baseline} is INCONCLUSIVE: {why}.{_fallback(cells)}"
+    how = _throughput(primary)
     if primary.verdict == "INCONCLUSIVE":
-        return f"{start}{names} is INCONCLUSIVE: {how}; {primary.reason}."
+        return f"{start}{candidate} against {baseline} is INCONCLUSIVE: {how}; {primary.reason}."
     if primary.verdict == "EQUIVALENT":
-        return f"{start}{pair.candidates[0][1]} is EQUIVALENT to {pair.baselines[0][1]} within {margin:.3g}: {how}."
-    return f"{start}{pair.candidates[0][1]} is {primary.verdict} than {pair.baselines[0][1]}: {how}."
+        return f"{start}{candidate} is EQUIVALENT to {baseline} within {100 * margin:.3g} %: {how}."
+    return f"{start}{candidate} is {primary.verdict} than {baseline}: {how}."
 
 
 def _fallback(cells: Sequence[Cell]) -> str:
     """The highest level that has a ratio, when the primary has none: after the fact, so no verdict."""
     known = [cell for cell in cells if cell.metric == THROUGHPUT and cell.ratio is not None]
-    if not known:
-        return ""
-    best = max(known, key=lambda cell: cell.level)
-    return f" Post hoc, at {level_text(best)}: {best.ratio:.3g}x the throughput ({interval_text(best)})."
+    return f" Post hoc: {_throughput(max(known, key=lambda cell: cell.level))}." if known else ""
 
 
-def level_text(cell: Cell) -> str:
-    """`c=64` or `250 req/s offered`."""
-    return f"c={cell.concurrency}" if cell.concurrency is not None else f"{cell.offered_rps:g} req/s offered"
-
-
-def interval_text(cell: Cell) -> str:
-    """`95 % interval 3.71 to 4.18, 5 blocks`, or why there is none."""
+def _throughput(cell: Cell) -> str:
     blocks = f"{cell.num_blocks} block{'s' if cell.num_blocks != 1 else ''}"
-    if cell.ci_low_ratio is None or cell.ci_high_ratio is None or cell.confidence is None:
-        return f"no interval, {blocks}"
-    return f"{cell.confidence:.3%} interval".replace(".000%", " %").replace("%", " %").replace("  ", " ") + (
-        f" {cell.ci_low_ratio:.3g} to {cell.ci_high_ratio:.3g}, {blocks}"
-    )
+    return f"{effect_text(cell)} the throughput at {level_text(cell.level)}, {blocks}"
 
 
 def cells_frame(comparisons: Iterable[Comparison]) -> pd.DataFrame:

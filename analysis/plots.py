@@ -101,7 +101,7 @@ def _prepare(frame: Frame | None, what: str, value: str = "") -> Frame:
     if frame is None or frame.empty:
         raise ValueError(f"no {what} to draw: the frame is empty")
     frame = frame.copy()
-    for column in frame.select_dtypes("object").columns:  # a column with None may hold numbers as objects
+    for column in [c for c in frame.columns if frame[c].dtype.kind == "O"]:  # a column with None may hold numbers as objects
         numbers = pd.to_numeric(frame[column], errors="coerce")
         if numbers.notna().any() or frame[column].isna().all():
             frame[column] = numbers.astype(float)
@@ -200,7 +200,7 @@ def _set_ticks(ax: Axes, which: str, ticks: Sequence[float], labels: Names | Non
 
 def _set_log(ax: Axes, which: str, low: float, high: float, most: int = 7) -> None:
     """Log axis a little wider than [low, high], with plain numbers at the ticks."""
-    margin = (high / low) ** 0.06 if high > low else 1.5
+    margin = (high / low) ** 0.08 if high > low else 1.5
     ax.set(**{f"{which}scale": "log", f"{which}lim": (low / margin, high * margin)})
     _set_ticks(ax, which, _log_ticks(low / margin, high * margin, most))
 
@@ -220,7 +220,7 @@ def _scale(ax: Axes, which: str, values: Any, log_from: float = 10, most: int = 
 def _extent(rows: Frame, suffix: str = "") -> np.ndarray:
     """Values and intervals, these cut where they would squeeze the points (two blocks: 10 times the value)."""
     value, low, high = (rows[name + suffix] for name in ("value", "ci_low", "ci_high"))
-    return np.concatenate([value, np.fmax(low, value / 1.5), np.fmin(high, value * 1.5)])
+    return np.concatenate([value, np.maximum(low, value / 1.5), np.minimum(high, value * 1.5)])
 
 
 def _set_levels(ax: Axes, levels: Iterable[float], inches: float) -> None:
@@ -261,8 +261,10 @@ def _place_labels(fig: Figure, labels: list[tuple[Axes, pd.Series, str]]) -> int
     fig.draw_without_rendering()  # fixes the layout, so that data can be turned into pixels
     unit = fig.dpi / 72
     taken: dict[Axes, list[Any]] = {ax: [] for ax, _, _ in labels}
+    points: dict[Axes, list[Any]] = {ax: [] for ax, _, _ in labels}
     for ax, row, _ in labels:
         (x, y), bar = ax.transData.transform((row["value_ms"], row["value"])), row.fillna(0)
+        points[ax].append((x, y))
         taken[ax].append((x - 4 * unit, y - 4 * unit, x + 4 * unit, y + 4 * unit))
         if bar["ci_low_ms"] > 0 < bar["ci_low"]:
             ends = ax.transData.transform([(bar["ci_low_ms"], bar["ci_low"]), (bar["ci_high_ms"], bar["ci_high"])])
@@ -279,8 +281,9 @@ def _place_labels(fig: Figure, labels: list[tuple[Axes, pd.Series, str]]) -> int
             dx, dy = right * (box.width / 2 + 6 * unit), up * (box.height / 2 + 4.5 * unit)
             x0, x1 = x + dx - box.width / 2 - unit, x + dx + box.width / 2 + unit
             y0, y1 = y + dy - box.height / 2, y + dy + box.height / 2
-            inside = ax.bbox.x0 <= x0 and x1 <= ax.bbox.x1 and ax.bbox.y0 <= y0 and y1 <= ax.bbox.y1
-            if inside and all(x1 < a or c < x0 or y1 < b or d < y0 for a, b, c, d in taken[ax]):
+            inside = ax.bbox.x0 <= x0 and x1 <= ax.bbox.x1 + 5 * unit and ax.bbox.y0 <= y0 and y1 <= ax.bbox.y1
+            own = math.hypot(dx, dy) <= min(math.dist((x + dx, y + dy), point) for point in points[ax]) + 1
+            if inside and own and all(x1 < a or c < x0 or y1 < b or d < y0 for a, b, c, d in taken[ax]):
                 taken[ax].append((x0, y0, x1, y1))
                 note.set_position((dx / unit, dy / unit))
                 break
@@ -310,7 +313,7 @@ def _handles(styles: Mapping[str, Style], arms: Iterable[str], invalid: bool = F
 
 
 def _finish(fig: Figure, title: str, handles: Handles, captions: Iterable[str]) -> Figure:
-    """Title and legend above the panels, captions below: the figure grows by what these need, the panels keep theirs."""
+    """Title and legend above the panels, captions below: the figure grows by what these need, the panels do not."""
     width, height = fig.get_size_inches()
     heading = fig.text(0, 1, textwrap.fill(title, int(width * 10)), fontsize=11, fontweight="bold", va="top")
     legend_at = above = 0.2 + heading.get_window_extent().height / fig.dpi
@@ -534,7 +537,7 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
     pair, names = ["baseline", "candidate"], ["ratio", "ci_low_ratio", "ci_high_ratio"]
     pairs = cells.drop_duplicates(pair)
     key = ["rank", *pair, "axes"]
-    groups = [group for _, group in cells.sort_values("rank", kind="stable").groupby(key, sort=False)]
+    groups = [group for _, group in cells.sort_values("rank", kind="stable").groupby(key, sort=False, dropna=False)]
     rows = pd.concat(groups)
     height = len(rows) + len(groups)
     fig, [ax] = _panels(1, 1, 0.55 + 0.24 * height, width=8.5)
@@ -543,7 +546,7 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
     for group in groups:
         first, at = group.iloc[0], (y[-1] if y else -1) + 1
         who = [f"{first['candidate']} against {first['baseline']}"] if len(pairs) > 1 else []
-        held = [first["axes"]] if first["axes"] and len(cells.drop_duplicates([*pair, "axes"])) > len(pairs) else []
+        held = [first["axes"]] if len(cells.drop_duplicates([*pair, "axes"])) > len(pairs) else []
         text = ":  ".join([first["family"] if who else FAMILIES[first["family"]], ", ".join(who + held)]).rstrip(": ")
         across = blended_transform_factory(fig.transFigure, ax.transData)
         strip = Rectangle((0, at - 0.42), 1, 0.84, transform=across, color="#efefef", lw=0, clip_on=False, zorder=4)
@@ -602,9 +605,9 @@ def peak_gains(peak: Frame, *, arms: Names = (), captions: Names = ()) -> Figure
         for at, figures in zip(y, peak[names].itertuples(index=False), strict=True):
             _beside(ax, at, _ratio(*figures), 10)
         ax.set(title=title, xlabel="candidate / baseline (ratio)")
-    texts = [
-        f"{r.workload} at {_level_name(str(r.level))}\n{r.candidate}\nagainst {r.baseline}" for r in peak.itertuples()
-    ]
+    at_level = [f" at {_level_name(level)}" if isinstance(level, str) else "" for level in peak["level"]]
+    rows = zip(peak["workload"], at_level, peak["candidate"], peak["baseline"], strict=True)
+    texts = [f"{workload}{level}\n{candidate}\nagainst {baseline}" for workload, level, candidate, baseline in rows]
     axes[0].set_ylim(len(peak) - 0.5, -0.5)
     axes[0].set_yticks(y, texts)
     notes = [f"Lines: 95 % intervals between deployments{_blocks(peak)}."] * _present(peak, "speedup_ci_low")
@@ -620,7 +623,7 @@ def gain_by_slo(gain_by_slo: Frame, *, arms: Names = (), captions: Names = ()) -
     fig, [upper, lower] = _panels(2, 1, 2.2, sharex=True, gridspec_kw={"height_ratios": [2, 1.2]})
     steps: Any = {"drawstyle": "steps-post"}  # a peak changes only where the SLO lets one more level in
     peaks: dict[str, tuple[pd.Series, pd.Series]] = {}
-    for pair, rows in gains.groupby(["baseline", "candidate", "axes"], sort=False):
+    for pair, rows in gains.groupby(["baseline", "candidate", "axes"], sort=False, dropna=False):
         baseline, candidate = map(str, pair[:2])
         slo, style = rows["slo_ms"], styles[candidate]
         marks: Any = {"markevery": max(1, len(rows) // 8), "ms": 4}
@@ -712,7 +715,7 @@ def throughput_over_time(over_time: Frame, *, arms: Names = (), captions: Names 
             gid = "valid" if valid else "invalid"
             ax.plot(group["time_s"], group["throughput_rps"], label=arm, gid=gid, **styles[arm], **look, **marks)
         ax.set_xlim(min(start, rows["time_s"].min()), max(end, rows["time_s"].max()))
-        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
         _scale(ax, "y", rows["throughput_rps"], log_from=math.inf)
         ax.set(xlabel="time from the window's start (s)", ylabel="throughput (requests/s)")
     handles = _handles(styles, frame["arm"])

@@ -1,19 +1,14 @@
-"""What does a person need to read to believe, or doubt, a verdict?
+"""What does a person need to read to believe, or doubt, a verdict? The page of a run, `report.html`.
 
-Turns `Comparison`s into a self-contained HTML page, Markdown for a pull request, a terminal table, JSON and JUnit XML.
-It computes no statistics: every figure comes from `analysis/compare.py` or from the records of the run. A figure that
-is not there is shown as "–" with its reason, never as 0. What came from outside (names, errors, flags) is escaped for
-the format it goes into.
+Computes no statistics: every figure comes from `analysis/compare.py` or from the records of the run. What came from
+outside (names, errors, flags) is escaped. The same facts as Markdown, in a terminal, as JSON and JUnit: `text.py`.
 """
 
 import base64
-import json
 import math
 import re
 import shlex
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,22 +16,16 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from analysis import compare, load, published
 from analysis.compare import Cell, Comparison
 from analysis.differences import Difference
 from analysis.load import Run
+from analysis.wording import MISSING, confidence_text, is_missing, level_text, metric_text, number, ratio_texts
 from orchestrator.results import INVALID_REASONS, read_json
 
-MISSING = "–"
 # A sign beside the word, so that neither colour nor a small screen hides which it is.
 SIGNS = {"FASTER": "▲", "SLOWER": "▼", "EQUIVALENT": "=", "INCONCLUSIVE": "?"}
-STYLES = {"FASTER": "bold green", "SLOWER": "bold red", "EQUIVALENT": "bold blue", "INCONCLUSIVE": "bold yellow"}
-UNITS = {"rps": "req/s", "ms": "ms", "tok_per_s": "tok/s", "ratio": ""}
 NOTES = published.NOTES | {
     "colocated_client": "The load client shared the machine with the service: they compete for cores. Ratios between "
     "arms hold better than absolute figures.",
@@ -48,90 +37,18 @@ WHERE = {
     "effective": "Read back from the live services",
     "consequence": "Consequences: constants that Ray computed from the flags",
 }
-# What the gate made of a cell -> how it says so, and the element that CI shows for it.
-GATE_WORDS = {"ok": "PASS", "slower": "FAIL: SLOWER", "inconclusive": "INCONCLUSIVE", "invalid": "INVALID"}
-JUNIT_ELEMENTS = {"ok": None, "slower": "failure", "inconclusive": "skipped", "invalid": "error"}
 
 
-# ---- Figures and names as text ----
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value is pd.NaT or (isinstance(value, float) and not math.isfinite(value))
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """Three significant digits, thousands separated: 3.94, 0.0121, 12,300."""
-    if _missing(value):
-        return MISSING
-    rounded = float(f"{value:.{digits}g}")
-    if rounded == 0:
-        return "0"
-    return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
-
-
-def ratio_texts(cell: Cell) -> tuple[str, str]:
-    """("×3.94", "3.71 to 4.18"), of equally many decimals; the interval is "" where there is none.
-
-    A bound never rounds to 1.00 when it is not 1: FASTER with "1.00 to 1.08" would look like a contradiction.
-    """
-    if _missing(cell.ratio):
-        return MISSING, ""
-    low, high = cell.ci_low_ratio, cell.ci_high_ratio
-    if cell.ratio is None or low is None or high is None or _missing(low) or _missing(high):
-        return f"×{number(cell.ratio)}", ""
-    if max(high, cell.ratio) >= 100 or min(low, cell.ratio) < 0.1:
-        return f"×{number(cell.ratio)}", f"{number(low)} to {number(high)}"
-    decimals = 1 if max(high, cell.ratio) >= 10 else 2
-    while decimals < 4 and any(bound != 1 and round(bound, decimals) == 1 for bound in (low, high)):
-        decimals += 1
-    return f"×{cell.ratio:.{decimals}f}", f"{low:.{decimals}f} to {high:.{decimals}f}"
-
-
-def confidence_text(confidence: float | None) -> str:
-    """ "95 %"; never rounded up to 100 %."""
-    if confidence is None or _missing(confidence):
-        return ""
-    return f"{min(100 * confidence, 99.99):.4g} %"
-
-
-def effect_text(cell: Cell) -> str:
-    """×3.94 (95 % interval 3.71 to 4.18)"""
-    ratio, interval = ratio_texts(cell)
-    return f"{ratio} ({confidence_text(cell.confidence)} interval {interval})" if interval else ratio
-
-
-def metric_text(metric: str) -> str:
-    """latency_p99_ms -> "latency p99 (ms)"; an unknown unit stays part of the name."""
-    for suffix, unit in UNITS.items():
-        if metric.endswith(f"_{suffix}"):
-            name = metric.removesuffix(f"_{suffix}").replace("p999", "p99.9").replace("_", " ")
-            name = name.replace("ttft", "TTFT").replace("tpot", "TPOT")
-            return f"{name} ({unit})" if unit else name
-    return metric.replace("_", " ")
-
-
-def level_text(level: str, short: bool = False) -> str:
-    """c0064 -> "64 clients" ("c=64" if short); r000250.00 -> "250 req/s" ("250/s")."""
-    match = re.fullmatch(r"([cr])(\d+(?:\.\d+)?)", level)
-    if not match:
-        return level
-    amount = f"{float(match[2]):,g}"
-    if match[1] == "r":
-        return f"{amount}/s" if short else f"{amount} req/s"
-    return f"c={amount}" if short else f"{amount} client{'' if amount == '1' else 's'}"
-
-
-def _verdict(comparison: Comparison) -> str:
+def verdict_of(comparison: Comparison) -> str:
     return (comparison.primary.verdict if comparison.primary else None) or "NO VERDICT"
 
 
-def _label(comparison: Comparison) -> str:
+def label_of(comparison: Comparison) -> str:
     axes = f" ({comparison.axes})" if comparison.axes else ""
     return f"{comparison.candidate} against {comparison.baseline}{axes}"
 
 
-def _family(comparison: Comparison, *families: str) -> list[Cell]:
+def family_of(comparison: Comparison, *families: str) -> list[Cell]:
     return [cell for family in families for cell in comparison.cells if cell.family == family]
 
 
@@ -147,13 +64,13 @@ def judged(comparison: Comparison) -> list[str]:
     cell, margin = comparison.primary, comparison.margin
     if cell is None:
         return ["No primary cell: nothing was fixed before the run to be judged on"]
-    floor = "no noise floor given" if _missing(cell.floor_ratio) else f"noise floor ×{number(cell.floor_ratio)}"
+    floor = "no noise floor given" if is_missing(cell.floor_ratio) else f"noise floor ×{number(cell.floor_ratio)}"
     return [
         f"Judged on {metric_text(cell.metric)} at {level_text(cell.level)}",
-        f"{cell.num_blocks} of {cell.num_planned} blocks usable, each with fresh deployments",
+        f"{cell.num_blocks} of {cell.num_planned} blocks usable",
         f"equivalent means within ×{number(1 / (1 + margin))} to ×{number(1 + margin)} (margin {100 * margin:g} %)",
         f"look {comparison.look}",
-        f"{confidence_text(cell.confidence)} confidence" if not _missing(cell.confidence) else "no interval",
+        f"{confidence_text(cell.confidence)} confidence" if not is_missing(cell.confidence) else "no interval",
         floor,
     ]
 
@@ -215,7 +132,7 @@ def _caveats(complete: pd.DataFrame) -> list[str]:
     """Notes in words, with how many of the complete trials each is about."""
     found: dict[str, int] = {}
     for row in load.records(complete):
-        codes = {code for code in str(row["notes"] if not _missing(row["notes"]) else "").split(";") if code}
+        codes = {code for code in str(row["notes"] if not is_missing(row["notes"]) else "").split(";") if code}
         for code in sorted(codes | ({"coordinated_omission"} if row["load_mode"] == "closed" else set())):
             found[code] = found.get(code, 0) + 1
     texts = []
@@ -231,11 +148,11 @@ def _caveats(complete: pd.DataFrame) -> list[str]:
     return texts
 
 
-def _differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+def grouped_differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Comparisons of one run mostly differ in the same flags: each set of differences is shown once."""
     groups: dict[tuple[Difference, ...], list[str]] = {}
     for comparison in comparisons:
-        groups.setdefault(comparison.differences, []).append(_label(comparison))
+        groups.setdefault(comparison.differences, []).append(label_of(comparison))
     return [
         {
             "labels": labels,
@@ -250,7 +167,7 @@ def _differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     ]
 
 
-def _provenance(
+def provenance(
     comparisons: Sequence[Comparison], record: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
     provenance = record.get("provenance") or {}
@@ -271,9 +188,11 @@ def _provenance(
         ("Client host", _versions(host)),
         ("Client packages", _versions({"python": provenance.get("python"), **(provenance.get("packages") or {})})),
     ]
+    facts: dict[tuple[str, str], list[str]] = {}  # what all arms share is said once
     for arm, service in services.items():
-        rows.append((f"Service of {arm}", _versions(service.get("versions") or {})))
-        rows.append((f"Hardware of {arm}", json.dumps(service["hardware"]) if service.get("hardware") else None))
+        for what in ("versions", "hardware"):
+            facts.setdefault((what, _versions(service.get(what) or {})), []).append(arm)
+    rows += [(f"Service {what}, {', '.join(arms)}", text) for (what, text), arms in facts.items()]
     rows += [("Error outside any trial", error) for error in record.get("errors") or []]
     return [
         (label, MISSING if value in (None, "") else str(value)) for label, value in rows if value or label == "Seed"
@@ -281,7 +200,9 @@ def _provenance(
 
 
 def _versions(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items() if value not in (None, []))
+    """Flat values only: what Ray calls its resources is neither for people nor the same twice."""
+    flat = {name: value for name, value in values.items() if value not in (None, []) and not isinstance(value, dict)}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in flat.items())
 
 
 # ---- HTML ----
@@ -289,7 +210,7 @@ def _versions(values: Mapping[str, Any]) -> str:
 
 def _bar(cell: Cell, span: float, margin: float) -> dict[str, float] | None:
     """Positions in per cent on a log axis whose middle is a ratio of 1; what lies beyond `span` is cut at the edge."""
-    if _missing(cell.ratio) or _missing(cell.ci_low_ratio) or _missing(cell.ci_high_ratio):
+    if is_missing(cell.ratio) or is_missing(cell.ci_low_ratio) or is_missing(cell.ci_high_ratio):
         return None
     ratios = {"low": cell.ci_low_ratio, "point": cell.ratio, "high": cell.ci_high_ratio}
     ratios |= {"margin_low": 1 / (1 + margin), "margin_high": 1 + margin}
@@ -301,7 +222,7 @@ def _bar(cell: Cell, span: float, margin: float) -> dict[str, float] | None:
 
 def _span(cells: Iterable[Cell], margin: float) -> float:
     """Half the axis: holds every estimate, but not every bound, for one of two blocks would flatten all others."""
-    effects = [abs(math.log(cell.ratio)) for cell in cells if cell.ratio is not None and not _missing(cell.ratio)]
+    effects = [abs(math.log(cell.ratio)) for cell in cells if cell.ratio is not None and not is_missing(cell.ratio)]
     return max([2.5 * math.log(1 + margin), *(1.3 * effect for effect in effects)])
 
 
@@ -337,9 +258,9 @@ def render_html(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "metric": metric_text, "level": level_text, "breakable": _breakable}
-    environment.filters |= {"label": _label, "verdict": _verdict, "judged": judged, "confidence": confidence_text}
-    environment.filters |= {"ratio_texts": ratio_texts, "family": _family, "bar": _bar}
-    verdicts = [_verdict(each) for each in comparisons]
+    environment.filters |= {"label": label_of, "verdict": verdict_of, "judged": judged, "confidence": confidence_text}
+    environment.filters |= {"ratio_texts": ratio_texts, "family": family_of, "bar": _bar}
+    verdicts = [verdict_of(each) for each in comparisons]
     return environment.get_template("report.html.jinja").render(
         comparisons=comparisons,
         tally=", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)),
@@ -351,220 +272,15 @@ def render_html(
             {"id": re.sub(r"[^A-Za-z0-9_-]+", "-", name), "caption": caption, "uri": _data_uri(png, svg)}
             for name, (png, caption, svg) in figures.items()
         ],
-        differences=_differences(comparisons),
+        differences=grouped_differences(comparisons),
         findings=findings(points, details),
-        provenance=_provenance(comparisons, record, services or {}),
+        provenance=provenance(comparisons, record, services or {}),
         run_id=str(record.get("run_id") or "run"),
         status=record.get("status"),
     )
 
 
-# ---- Markdown ----
-
-
-def _md(text: Any) -> str:
-    """Literal text in GitHub Markdown, also inside a table."""
-    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|~#@])", r"\\\1", flat)
-
-
-def _md_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _md_cells(cells: Sequence[Cell], verdicts: bool) -> str:
-    rows = []
-    for cell in cells:
-        values = [number(cell.baseline_value), number(cell.candidate_value), effect_text(cell)]
-        row = [_md(metric_text(cell.metric)), _md(level_text(cell.level)), *values]
-        row.append(f"{cell.num_blocks}/{cell.num_planned}")
-        if verdicts:
-            word = f"{SIGNS.get(cell.verdict or '', '')} {cell.verdict or MISSING}".strip()
-            row.append(f"**{word}**" if cell.family == "primary" else word)
-        rows.append([*row, _md(cell.reason)])
-    headings = ["metric", "level", "baseline", "candidate", "ratio, > 1 is better", "blocks"]
-    return _md_table([*headings, *(["verdict"] if verdicts else []), "why"], rows)
-
-
-def _md_details(summary: str, body: str) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
-
-
-def render_markdown(
-    comparisons: Sequence[Comparison],
-    record: Mapping[str, Any],
-    points: pd.DataFrame,
-    details: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """A comment for a pull request: verdict and judged cells in sight, the rest folded. As `render_html`."""
-    parts = []
-    for each in comparisons:
-        verdict = _verdict(each)
-        parts.append(f"### {SIGNS.get(verdict, '?')} {verdict}: {_md(_label(each))}\n\n{_md(each.summary)}")
-        parts.append(f"{_md('; '.join(judged(each)))}.")
-        parts += ["\n".join(f"- ⚠ {_md(warning)}" for warning in each.warnings)] if each.warnings else []
-        parts.append(_md_cells(_family(each, "primary", "secondary"), verdicts=True))
-        if others := _family(each, "descriptive"):
-            parts.append(
-                _md_details(f"{len(others)} descriptive cells (no verdict)", _md_cells(others, verdicts=False))
-            )
-    found = findings(points, details)
-    lines = [found["counts"], ""]
-    for entry in found["entries"]:
-        lines.append(f"- **{_md(entry['title'])}**: {entry['count']}")
-        lines += [f"  - {item['block']}: {_md(item['code'])}: {_md(item['text'])}" for item in entry["items"]]
-    lines += [f"- {_md(note)}" for note in found["notes"]]
-    parts.append(_md_details("Validity", "\n".join(lines)))
-    for group in _differences(comparisons):
-        rows = [
-            [
-                _md(title.split(":")[0]),
-                _md(each.key),
-                _md(each.baseline),
-                _md(each.candidate),
-                "" if each.allowed else "⚠ no",
-            ]
-            for title, differences in group["parts"]
-            for each in differences
-        ]
-        body = (
-            _md_table(["where", "key", "baseline", "candidate", "part of the treatment"], rows)
-            if rows
-            else "None found."
-        )
-        flag = f", {group['num_unallowed']} NOT part of the treatment" if group["num_unallowed"] else ""
-        parts.append(_md_details(f"What differed{flag}", f"{_md('; '.join(group['labels']))}\n\n{body}"))
-    facts = dict(_provenance(comparisons, record, {}))
-    packages = ((record.get("provenance") or {}).get("packages")) or {}
-    shown = [("run", facts.get("Run")), ("Ray", packages.get("ray")), ("commit", facts.get("Orchestrator commit"))]
-    shown += [("seed", facts.get("Seed")), ("host", facts.get("Client host"))]
-    parts.append(f"<sub>{' · '.join(f'{name} {_md(value)}' for name, value in shown if value)}</sub>")
-    return "\n\n".join(parts) + "\n"
-
-
-# ---- Terminal, JSON, JUnit ----
-
-
-@dataclass(frozen=True)
-class _ForTerminal:
-    """Rich asks it to draw itself, and says how wide: below 76 columns the table is folded by us.
-
-    Rich would fold or cut where it likes, and half an interval on a line reads like a whole one.
-    """
-
-    comparison: Comparison
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        comparison, narrow = self.comparison, options.max_width < 76
-        verdict = _verdict(comparison)
-        sign = (f"{SIGNS.get(verdict, '?')} {verdict}", STYLES.get(verdict, "bold"))
-        yield Text.assemble(sign, "  ", comparison.summary)
-        yield Text("; ".join(judged(comparison)) + ".\n", "dim")
-        yield _terminal_table(comparison, narrow)
-        for warning in comparison.warnings:
-            yield Text(f"warning: {warning}", "yellow")
-        if others := len(_family(comparison, "descriptive")):
-            yield Text(f"{others} more cells are descriptive: no verdict, see --format json or the report.", "dim")
-
-
-def render_terminal(comparison: Comparison) -> _ForTerminal:
-    """Sentence and judged cells, to be printed with rich; fits 60 columns and more."""
-    return _ForTerminal(comparison)
-
-
-def _terminal_table(comparison: Comparison, narrow: bool) -> Table:
-    table = Table(
-        box=None, pad_edge=False, padding=(0, 1, 0, 0), title=escape(_label(comparison)), title_justify="left"
-    )
-    if not narrow:
-        table.add_column("level", no_wrap=True)
-    table.add_column("metric", overflow="fold")
-    for heading in ("baseline", "candidate", "ratio", "verdict"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "verdict" else "right")
-    for cell in _family(comparison, "primary", "secondary"):
-        metric, level = metric_text(cell.metric).replace("(", "").replace(")", ""), level_text(cell.level, short=True)
-        ratio, interval = ratio_texts(cell)
-        table.add_row(
-            *([f"{metric}, {level}"] if narrow else [level, metric]),
-            number(cell.baseline_value),
-            number(cell.candidate_value),
-            (f"{ratio}\n{interval}" if narrow else f"{ratio} ({interval})") if interval else ratio,
-            Text(cell.verdict or MISSING, STYLES.get(cell.verdict or "", "")),
-        )
-    return table
-
-
-def _jsonable(value: Any) -> Any:
-    """NaN and infinity are not JSON, numpy's scalars neither: null and plain numbers."""
-    if isinstance(value, Mapping):
-        return {key: _jsonable(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(each) for each in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if _missing(value) else value
-
-
-def cells_json(comparison: Comparison) -> dict[str, Any]:
-    """`{"summary": ..., "verdict": ..., "baseline": ..., "cells": [...]}`, fit for `json.dumps(allow_nan=False)`."""
-    everything = asdict(comparison)
-    everything["primary"] = (
-        None if comparison.primary is None else f"{comparison.primary.metric}@{comparison.primary.level}"
-    )
-    return _jsonable({"summary": everything.pop("summary"), "verdict": _verdict(comparison), **everything})
-
-
-def junit_xml(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]]) -> str:
-    """The gate's answer for CI: one testcase a judged cell.
-
-    `outcomes`: cells with "ok", "slower" (a failure), "inconclusive" (skipped) or "invalid" (an error).
-    """
-    suite = ET.Element("testsuite", name=_xml(f"serve-orchestrator: {_label(comparison)}"), tests=str(len(outcomes)))
-    for kind, counter in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-        suite.set(counter, str(sum(JUNIT_ELEMENTS[outcome] == kind for _, outcome in outcomes)))
-    for cell, outcome in outcomes:
-        name = f"{metric_text(cell.metric)} at {level_text(cell.level)}"
-        case = ET.SubElement(suite, "testcase", classname=_xml(_label(comparison)), name=_xml(name), time="0")
-        text = _xml(f"{effect_text(cell)}. {cell.reason}".strip())
-        if element := JUNIT_ELEMENTS[outcome]:
-            ET.SubElement(case, element, message=text, type=outcome).text = text
-        else:
-            ET.SubElement(case, "system-out").text = text
-    root = ET.Element("testsuites", {key: suite.get(key, "0") for key in ("tests", "failures", "errors", "skipped")})
-    root.append(suite)
-    ET.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
-
-
-def _xml(text: str) -> str:
-    """ElementTree escapes markup, but writes control characters that no XML 1.0 reader takes."""
-    return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text)
-
-
-# ---- The gate ----
-
-
-def gate_line(cell: Cell, outcome: str, max_slowdown: float) -> Text:
-    """One line a metric, to be printed with rich."""
-    style = {"ok": "bold green", "slower": "bold red", "inconclusive": "bold yellow"}.get(outcome, "bold magenta")
-    reason = f"; {cell.reason}" if cell.reason else ""
-    limit = f"limit ×{number(1 / (1 + max_slowdown))}"
-    what = f"  {metric_text(cell.metric)} at {level_text(cell.level)}: {effect_text(cell)}, {limit}{reason}"
-    return Text.assemble((GATE_WORDS[outcome], style), what)
-
-
-def gate_markdown(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]], max_slowdown: float) -> str:
-    """The gate's answer for a job summary or a comment."""
-    rows = []
-    for cell, outcome in outcomes:
-        row = [f"**{GATE_WORDS[outcome]}**", _md(metric_text(cell.metric)), _md(level_text(cell.level))]
-        rows.append([*row, effect_text(cell), f"{cell.num_blocks}/{cell.num_planned}", _md(cell.reason)])
-    limit = f"Fails below ×{number(1 / (1 + max_slowdown))} (at most {100 * max_slowdown:g} % slower)."
-    table = _md_table(["gate", "metric", "level", "ratio, > 1 is better", "blocks", "why"], rows)
-    return f"### Gate: {_md(_label(comparison))}\n\n{limit}\n\n{table}\n"
-
-
-# ---- A whole run ----
+# ---- The files of a run ----
 
 
 def points_of(runs: Iterable[Run]) -> pd.DataFrame:
@@ -576,7 +292,7 @@ def trial_details(run: Run) -> list[dict[str, Any]]:
     found = []
     for row in load.records(run.points):
         where = (row["arm"], row["level"], row["repeat"])
-        if row["state"] == "complete" and row["valid"] is False:
+        if row["state"] == "complete" and not row["valid"]:
             found.append(dict(load.trial(run, row)))
         elif row["state"] == "failed" and (path := run.paths.failure_json(*where)).exists():
             found.append(dict(read_json(path)))

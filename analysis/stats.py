@@ -306,6 +306,17 @@ def slice_histograms(
     return counts, np.exp(_LOG_BIN * (first + np.arange(num_bins + 1)))
 
 
+def merge_histograms(histograms: Sequence[tuple[NDArray[np.int64], Floats]]) -> tuple[NDArray[np.int64], Floats]:
+    """Counts (num_bins) and edges (num_bins + 1) of several results of `slice_histograms` taken together."""
+    firsts = [round(math.log(edges[0]) / _LOG_BIN) for _, edges in histograms]
+    ends = [first + counts.shape[1] for first, (counts, _) in zip(firsts, histograms, strict=True)]
+    low = min(firsts)
+    total = np.zeros(max(ends) - low, dtype=np.int64)
+    for first, end, (counts, _) in zip(firsts, ends, histograms, strict=True):
+        total[first - low : end - low] += counts.sum(axis=0)
+    return total, np.exp(_LOG_BIN * (low + np.arange(len(total) + 1)))
+
+
 def histogram_quantiles(counts: ArrayLike, edges: ArrayLike, ps: ArrayLike) -> Floats:
     """Quantiles (rows, len(ps)) of histograms (rows, num_bins), within one bin; interpolated on the log scale."""
     below = np.pad(np.cumsum(np.atleast_2d(counts), axis=1), ((0, 0), (1, 0)))

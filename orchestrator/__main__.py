@@ -20,6 +20,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.markup import escape
 
 from orchestrator.config import Config, parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError
@@ -161,22 +162,45 @@ def _reload(run_paths: "RunPaths") -> "Plan":
 
 
 def _go(run: "Run", run_paths: "RunPaths") -> int:
+    from orchestrator import progress
+
     try:
         code = run.go()
-    except Interrupted as interrupted:
-        _summarise(run, run_paths, "Interrupted; everything is stopped. Go on")
-        raise interrupted
-    _summarise(run, run_paths, "Run again what failed or is INVALID" if code else None)
+    except Interrupted:
+        progress.print_results(run.plan, run.rows)
+        _say_again(run_paths, "Interrupted; everything is stopped. Go on")
+        raise
+    progress.print_results(run.plan, run.rows)
+    if len(run.plan.arms) > 1:
+        _report(run_paths)
+    if code:
+        _say_again(run_paths, "Run again what failed or is INVALID")
+    progress.line(str(run_paths.root))
     return code
 
 
-def _summarise(run: "Run", run_paths: "RunPaths", why_again: str | None) -> None:
+def _report(run_paths: "RunPaths") -> None:
+    """Verdicts, pictures and report.html."""
     from orchestrator import progress
 
-    progress.print_results(run.plan, run.rows)
-    if why_again:
-        progress.line(f"{why_again}: python -m orchestrator {shlex.quote(f'resume={run_paths.root}')}")
-    progress.line(str(run_paths.root))
+    progress.line("\nComparing ...")
+    from analysis import compare, formats, load, report  # seconds, which only a complete run need wait for
+
+    try:
+        comparisons = report.write(load.load_run(run_paths.root))
+    except (compare.IncomparableError, load.LoadError) as error:
+        progress.line(f"[red]not compared[/red] {escape(str(error))}")
+        return
+    for comparison in comparisons:
+        progress.console.print(formats.render_terminal(comparison))
+        progress.line("")
+    progress.line(f"Report: {run_paths.report_html}")
+
+
+def _say_again(run_paths: "RunPaths", why: str) -> None:
+    from orchestrator import progress
+
+    progress.line(f"{why}: python -m orchestrator {shlex.quote(f'resume={run_paths.root}')}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich.status import Status
 from rich.table import Table
 
 from orchestrator.clients.locust import Live
-from orchestrator.plan import Plan, Service, Trial
+from orchestrator.plan import Arm, Plan, Service, Trial
 
 
 class _Console(Console):
@@ -133,12 +133,8 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Levels by profile, one table for each tuple of the other axes; medians over the valid repeats.
-
-    The ratio is the geometric mean, over blocks where both points are VALID, of throughput against the first
-    arm of the table. It is a description; intervals and verdicts are analysis' part.
-    """
-    groups: dict[tuple[tuple[str, str], ...], list[Any]] = {}
+    """What each arm did at each level: medians over the VALID repeats. Ratios and verdicts are analysis' part."""
+    groups: dict[tuple[tuple[str, str], ...], list[Arm]] = {}
     for arm in plan.arms:
         groups.setdefault(arm.other_axes, []).append(arm)
     for axes, arms in groups.items():
@@ -146,38 +142,23 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
         table = Table(title=escape(title), title_justify="left", title_style="bold")
         for column in ("level", "arm", "req/s", "p50 ms", "p99 ms", "valid"):
             table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
-        if len(arms) > 1:
-            table.add_column(f"x {arms[0].name}", justify="right", overflow="fold")
         for level in sorted({level for arm in arms for level in arm.levels}):
             for arm in arms:
                 if level in arm.levels:
-                    table.add_row(*_result_cells(arm, arms, level, rows))
+                    table.add_row(*_result_cells(arm.name, level, rows))
             table.add_section()
         console.print(table)
     console.print("- : no VALID point, or too few samples to say (a p99 needs 1,000)")
 
 
-def _result_cells(arm: Any, arms: Sequence[Any], level: int, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    def valid_points(name: str) -> dict[int, Mapping[str, Any]]:
-        return {
-            row["repeat"]: row for row in rows if row["arm"] == name and row["concurrency"] == level and row["valid"]
-        }
-
-    points, first = valid_points(arm.name), valid_points(arms[0].name)
-    ran = sum(row["arm"] == arm.name and row["concurrency"] == level and row["state"] != "planned" for row in rows)
-    cells = [f"c={level}", escape(arm.name)]
+def _result_cells(arm: str, level: int, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    ran = [row for row in rows if (row["arm"], row["concurrency"]) == (arm, level) and row["state"] != "planned"]
+    valid = [row for row in ran if row["valid"]]
+    cells = [f"c={level}", escape(arm)]
     for column in ("throughput_rps", "latency_p50_ms", "latency_p99_ms"):
-        values = [point[column] for point in points.values() if point[column] is not None]
+        values = [row[column] for row in valid if row[column] is not None]
         cells.append(_number(statistics.median(values) if values else None))
-    cells.append(f"{len(points)}/{ran}")
-    if len(arms) > 1:
-        ratios = [
-            points[repeat]["throughput_rps"] / first[repeat]["throughput_rps"]
-            for repeat in points.keys() & first.keys()
-        ]
-        mean = statistics.geometric_mean(ratios) if ratios else None
-        cells.append("" if arm is arms[0] else _number(mean))
-    return cells
+    return [*cells, f"{len(valid)}/{len(ran)}"]
 
 
 def _number(value: float | None) -> str:

@@ -132,7 +132,8 @@ def test_an_invalid_primary_cell_is_inconclusive_and_the_fallback_post_hoc(run_o
     assert comparison.primary.ratio is None
     assert comparison.primary.verdict == "INCONCLUSIVE"
     assert "optimized 0 of 3 VALID (drift)" in comparison.summary
-    assert "Post hoc, at c=4" in comparison.summary
+    assert "Post hoc: ×1.5" in comparison.summary
+    assert "at 4 clients" in comparison.summary
 
 
 def test_one_block_has_no_interval(run_of: MakeRun) -> None:

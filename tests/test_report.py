@@ -7,13 +7,14 @@ import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import report
+from analysis import formats, load, published, report, wording
 from analysis.compare import Cell, Comparison
 from analysis.differences import Difference
 from orchestrator.results import SUMMARY_COLUMNS
@@ -217,7 +218,7 @@ def page(*comparisons: Comparison, **arguments: Any) -> _Page:
      (None, "–"), (float("nan"), "–"), (float("inf"), "–"), (-0.5, "-0.500")],
 )  # fmt: skip
 def test_number(value: float | None, text: str) -> None:
-    assert report.number(value) == text
+    assert wording.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -234,19 +235,19 @@ def test_number(value: float | None, text: str) -> None:
     ],
 )
 def test_effect_text(ratios: tuple[float | None, ...], text: str) -> None:
-    assert report.effect_text(cell(*ratios)) == text
+    assert wording.effect_text(cell(*ratios)) == text
 
 
 def test_names() -> None:
-    assert report.metric_text("latency_p999_ms") == "latency p99.9 (ms)"
-    assert report.metric_text("output_throughput_tok_per_s") == "output throughput (tok/s)"
-    assert report.metric_text("ttft_p99_ms") == "TTFT p99 (ms)"
-    assert report.metric_text("num_failed") == "num failed"
-    assert report.level_text("c0001") == "1 client"
-    assert report.level_text("r001250.00") == "1,250 req/s"
-    assert report.level_text("c0064", short=True) == "c=64"
-    assert report.level_text("custom") == "custom"
-    assert report.confidence_text(0.999999) == "99.99 %"
+    assert wording.metric_text("latency_p999_ms") == "latency p99.9 (ms)"
+    assert wording.metric_text("output_throughput_tok_per_s") == "output throughput (tok/s)"
+    assert wording.metric_text("ttft_p99_ms") == "TTFT p99 (ms)"
+    assert wording.metric_text("num_failed") == "num failed"
+    assert wording.level_text("c0001") == "1 client"
+    assert wording.level_text("r001250.00") == "1,250 req/s"
+    assert wording.level_text("c0064", short=True) == "c=64"
+    assert wording.level_text("custom") == "custom"
+    assert wording.confidence_text(0.999999) == "99.99 %"
 
 
 # ---- HTML ----
@@ -347,7 +348,7 @@ def test_html_without_primary_or_figures_that_are_missing() -> None:
 
 def test_markdown() -> None:
     hostile = replace(cell(), baseline=HOSTILE)
-    text = report.render_markdown([comparison(hostile, warnings=("be careful",))], RECORD, points(), DETAILS)
+    text = formats.render_markdown([comparison(hostile, warnings=("be careful",))], RECORD, points(), DETAILS)
     assert text.startswith("### ▲ FASTER: optimized against a&lt;script&gt;")
     assert "<script" not in text
     assert "×3.94 (95 % interval 3.71 to 4.18)" in text
@@ -362,7 +363,7 @@ def test_markdown() -> None:
 @pytest.mark.parametrize("width", [80, 60])
 def test_terminal_fits(width: int) -> None:
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(report.render_terminal(comparison(warnings=("w" * 70, "[bold]not markup"))))
+    console.print(formats.render_terminal(comparison(warnings=("w" * 70, "[bold]not markup"))))
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, output.splitlines())) <= width
     for whole in (
@@ -382,7 +383,7 @@ def test_terminal_fits(width: int) -> None:
 
 def test_json_is_json() -> None:
     odd = replace(cell(), candidate_value=float("nan"), floor_ratio=float("inf"))
-    answer = json.loads(json.dumps(report.cells_json(comparison(odd)), allow_nan=False))
+    answer = json.loads(json.dumps(formats.cells_json(comparison(odd)), allow_nan=False))
     assert answer["summary"].startswith("optimized is")
     assert answer["verdict"] == "FASTER"
     assert answer["primary"] == "throughput_rps@c0064"
@@ -403,7 +404,7 @@ def test_junit() -> None:
         cell(1.0, 0.9, 1.1),
         cell(None, None, None),
     ]
-    text = report.junit_xml(comparison(), list(zip(cells, ("ok", "slower", "inconclusive", "invalid"), strict=True)))
+    text = formats.junit_xml(comparison(), list(zip(cells, ("ok", "slower", "inconclusive", "invalid"), strict=True)))
     root = ET.fromstring(text)
     suite = root.find("testsuite")
     assert suite is not None
@@ -420,4 +421,51 @@ def test_junit() -> None:
     assert failure is not None
     assert failure.get("message") == "×0.80 (95 % interval 0.75 to 0.85). bad � <worse>"
     with pytest.raises(KeyError):
-        report.junit_xml(comparison(), [(cell(), "whatever")])
+        formats.junit_xml(comparison(), [(cell(), "whatever")])
+
+
+def test_gate_in_words() -> None:
+    slower = cell(0.8, 0.75, 0.85, None, reason="a|b")
+    line = formats.gate_line(slower, "slower", 0.03).plain
+    assert (
+        line == "FAIL: SLOWER  throughput (req/s) at 64 clients: ×0.80 (95 % interval 0.75 to 0.85), limit ×0.971; a|b"
+    )
+    text = formats.gate_markdown(comparison(), [(slower, "slower"), (cell(), "ok")], 0.03)
+    assert "at most 3 % slower" in text
+    assert (
+        r"| **FAIL: SLOWER** | throughput (req/s) | 64 clients | ×0.80 (95 % interval 0.75 to 0.85) | 5/5 | a\|b |"
+        in text
+    )
+    assert "**PASS**" in text
+
+
+# ---- A whole run ----
+
+
+def imported(outputs: Path) -> load.Run:
+    source = Path(__file__).parent / "data/published/unary.csv"
+    return load.load_run(published.import_source(source, "locust", "unary", "baseline", outputs).root)
+
+
+def test_write_a_run_of_one_arm(tmp_path: Path) -> None:
+    run = imported(tmp_path)
+    assert report.write(run) == []
+    text = _Page(run.paths.report_html.read_text()).text()
+    assert "Nothing to compare" in text
+    assert f"{len(run.points)} planned trials" in text
+    assert "not measured by the orchestrator" in text.lower()
+    assert run.paths.comparison_csv.read_text().startswith("metric,level,")
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_trial_details(tmp_path: Path) -> None:
+    run = imported(tmp_path)
+    rows = load.records(run.points)
+    run.points["valid"] = pd.Series([False, None, *[True] * (len(rows) - 2)], dtype=object)
+    run.points.loc[1, "state"] = "failed"
+    failed = (rows[1]["arm"], rows[1]["level"], rows[1]["repeat"])
+    run.paths.failure_json(*failed).write_text(json.dumps({"arm": failed[0], "trial_id": "x", "error": "gone"}))
+    details = report.trial_details(run)
+    assert [each["trial_id"] for each in details] == [rows[0]["trial_id"], "x"]
+    assert {each["run_dir"] for each in details} == {str(run.paths.root)}
+    assert len(report.points_of([run, run])) == 2 * len(rows)

@@ -119,9 +119,11 @@ def test_zero_variance_has_an_interval_without_width(compare, factor: float, p_v
 
 
 def test_rounding_is_not_variance() -> None:
-    """1.1 times each block is one and the same ratio, though its logs differ in the last bit."""
-    found = paired_effect(BASELINE, 1.1 * BASELINE, True)
-    assert (found.log_sd, found.p_value) == (0, 0)
+    """One and the same ratio in each block, though the logs differ in their last bits."""
+    for factor in np.arange(1.01, 3, 0.01):
+        found = paired_effect(BASELINE, factor * BASELINE, True)
+        assert (found.log_sd, found.p_value) == (0, 0)
+    assert paired_effect([0.1 * 3] * 2, [0.3] * 2, True).p_value == 1
 
 
 def test_an_interval_too_wide_for_a_float_is_unbounded() -> None:
@@ -330,6 +332,25 @@ def test_blocks_to_settle_asks_for_more_of_noisier_comparisons() -> None:
     assert blocks_to_settle(hopeless, 0.001)[1] is None
 
 
+def test_blocks_to_settle_by_brute_force() -> None:
+    """Draws the truth, then every further block, and asks `judge`: 20 % at the lower number, 90 % at the upper one."""
+    logs = np.array([0.15, -0.13, 0.01])
+    low, high = blocks_to_settle(calibration.log_ratio_effect(logs), 0.05)
+    assert high is not None
+    rng = np.random.default_rng(9)
+
+    def chance(total: int) -> float:
+        sds = logs.std(ddof=1) * np.sqrt(2 / rng.chisquare(2, 3_000))
+        means = logs.mean() + sds / math.sqrt(3) * rng.standard_normal(3_000)
+        new = means[:, None] + sds[:, None] * rng.standard_normal((3_000, total - 3))
+        return float(np.mean([calibration.settled(np.concatenate([logs, more])) for more in new]))
+
+    # Numbers are tried in steps of some 10 %, so the chance at the lower one may be a little more than 20 %.
+    assert chance(low - 2) < 0.2 < chance(low) + 0.02
+    assert chance(low) < 0.26
+    assert chance(high) == pytest.approx(0.9, abs=0.03)
+
+
 def test_blocks_to_settle_is_kept_by_further_blocks() -> None:
     """At the upper number most comparisons are settled, at the lower one some are."""
     rng = np.random.default_rng(3)
@@ -398,6 +419,13 @@ def test_slice_histograms_by_brute_force(samples, duration_s: float, num_slices:
     assert np.all(values <= edges[found + 1] * (1 + 1e-9))
 
 
+def test_a_time_that_rounds_up_to_the_end_is_in_the_last_slice() -> None:
+    duration_s = 0.1
+    assert np.nextafter(duration_s, 0) * (20 / duration_s) == 20
+    counts, _ = slice_histograms([5.0], [np.nextafter(duration_s, 0)], duration_s)
+    assert counts[-1].sum() == 1
+
+
 def test_histograms_of_different_trials_line_up() -> None:
     _, edges = slice_histograms([3.0, 700.0], [0.0, 0.5], 1.0)
     _, others = slice_histograms([11.0, 12.0], [0.0, 0.5], 1.0)
@@ -430,23 +458,24 @@ def test_histogram_quantiles_are_within_a_bin_of_the_exact_ones() -> None:
     assert rows[:, 0] == pytest.approx([np.median(values[index == k]) for k in range(20)], rel=0.006)
 
 
-def test_slice_percentile_interval_by_brute_force() -> None:
+@pytest.mark.parametrize("num_slices", [3, 20])
+def test_slice_percentile_interval_by_brute_force(num_slices: int) -> None:
     """Against resampling the slices' raw values; the same window always gives the same interval."""
     rng = np.random.default_rng(6)
     values, times_s = rng.lognormal(3, 0.6, 5_000), rng.uniform(0, 30, 5_000)
-    counts, edges = slice_histograms(values, times_s, 30.0)
+    counts, edges = slice_histograms(values, times_s, 30.0, num_slices)
     ps, points = np.array([0.5, 0.99]), np.quantile(values, [0.5, 0.99])
     low, high = slice_percentile_interval(counts, edges, ps, points)
     assert np.sqrt(low * high) == pytest.approx(points)
     again = slice_percentile_interval(counts, edges, ps, points)
     assert (low.tolist(), high.tolist()) == (again[0].tolist(), again[1].tolist())
 
-    index = (times_s / 1.5).astype(int)
-    parts = [values[index == k] for k in range(20)]
-    draws = rng.integers(20, size=(1_000, 20))
+    index = (times_s / (30 / num_slices)).astype(int)
+    parts = [values[index == k] for k in range(num_slices)]
+    draws = rng.integers(num_slices, size=(2_000, num_slices))
     logs = np.log([np.quantile(np.concatenate([parts[k] for k in draw]), ps) for draw in draws])
-    expected = t.isf(0.025, 19) * logs.std(axis=0, ddof=1) * math.sqrt(20 / 19)
-    assert np.log(high / points) == pytest.approx(expected, rel=0.15)
+    expected = t.isf(0.025, num_slices - 1) * logs.std(axis=0, ddof=1) * math.sqrt(num_slices / (num_slices - 1))
+    assert np.log(high / points) == pytest.approx(expected, rel=0.1)
 
     one_low, one_high = slice_percentile_interval(counts, edges, 0.99, points[1], alpha=0.01)
     assert one_low < low[1] < high[1] < one_high
