@@ -115,13 +115,14 @@ class Pair:
         return min(sides)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Draft:
     """A cell before its family is known. `blocked`: why there can be no verdict, whatever the figures say."""
 
     cell: Cell
     effect: stats.Effect | None
     blocked: str
+    floor: stats.Effect | None  # of the A/A run, for the same figure
 
 
 def compare_run(
@@ -195,17 +196,19 @@ def compare_pairs(
     `record`: note the look in run.json. Raises IncomparableError for arms that differ in more than the treatment,
     unless `allow_diff` names those keys (or their beginnings).
     """
+    if not pairs:
+        return []
     checked = {pair: _check(pair, allow_diff) for pair in pairs}
     drafts = {pair: _drafts(pair, _floor(floor, pair)) for pair in family}
-    looks = {pair: _look(pair) for pair in family}
-    alphas = [stats.look_alpha(looks[pair], _declared(pair.runs[0])["max_looks"]) for pair in family]
-    alpha = min((each for each in alphas if each is not None), default=None)
+    look = max(_look(pair) for pair in family)  # what is judged together has been looked at together
+    max_looks = _declared(pairs[0].runs[0])["max_looks"]
+    alpha = stats.look_alpha(look, max_looks)
+    everything = [draft for each in drafts.values() for draft in each]
     if alpha is None:
-        drafts = {
-            pair: [dataclasses.replace(draft, blocked=draft.blocked or _SPENT) for draft in each]
-            for pair, each in drafts.items()
-        }
-    judged = _judge([draft for each in drafts.values() for draft in each], margin, alpha or stats.ALPHA)
+        for draft in everything:
+            draft.blocked = draft.blocked or _SPENT
+    # Where the error is spent, further blocks can only be those of a new run, which has all of its own.
+    judged = _judge(everything, margin, alpha or stats.ALPHA, stats.look_alpha(look + 1, max_looks) or stats.ALPHA)
     comparisons = []
     for pair in pairs:
         cells = [judged[id(draft)] for draft in drafts[pair]]
@@ -221,7 +224,7 @@ def compare_pairs(
                 axes=pair.axes,
                 treatment=", ".join(_treatment(pair)) or "none (the same arm twice)",
                 margin=margin,
-                look=looks[pair],
+                look=look,
                 primary=primary,
                 cells=tuple(cells),
                 differences=tuple(found),
@@ -230,7 +233,7 @@ def compare_pairs(
             )
         )
         if record:
-            _record_look(pair, looks[pair])
+            _record_look(pair, look)
     return comparisons
 
 
@@ -421,12 +424,12 @@ def _draft(
         family=family,
         verdict=None,
         reason="",
-        floor_ratio=stats.minimum_detectable_ratio(floor, num_blocks) if floor and num_blocks >= 2 else None,
+        floor_ratio=None,
     )
     if any(_declared(run)["redeploy"] == "never" for run in pair.runs) and effect is not None:
         # Repeats in one deployment are no replicates: their scatter says nothing of the next deployment.
         effect = stats.Effect(ratio=effect.ratio, num_blocks=effect.num_blocks)
-    return _Draft(cell, effect, _blocked(pair, metric, frames, used, effect))
+    return _Draft(cell, effect, _blocked(pair, metric, frames, used, effect), floor)
 
 
 def _valid_values(frame: pd.DataFrame, metric: str) -> dict[tuple[str, int], float]:
@@ -474,8 +477,8 @@ def _state(frame: pd.DataFrame, metric: str) -> str:
     return f"{text} ({', '.join(reasons)})" if reasons else text
 
 
-def _judge(drafts: Sequence[_Draft], margin: float, alpha: float) -> dict[int, Cell]:
-    """id of each draft -> its cell with interval and verdict."""
+def _judge(drafts: Sequence[_Draft], margin: float, alpha: float, next_alpha: float) -> dict[int, Cell]:
+    """id of each draft -> its cell with interval and verdict. `next_alpha`: what further blocks would be judged at."""
     cells = {}
     for family in (PRIMARY, SECONDARY, DESCRIPTIVE):
         members = [draft for draft in drafts if draft.cell.family == family]
@@ -485,10 +488,14 @@ def _judge(drafts: Sequence[_Draft], margin: float, alpha: float) -> dict[int, C
         for draft, level in zip(members, levels, strict=True):
             effect = draft.effect and stats.at_alpha(draft.effect, level)
             cell = _with_effect(draft.cell, effect)
+            if draft.floor and cell.num_blocks >= 2:
+                detectable = stats.minimum_detectable_ratio(draft.floor, cell.num_blocks, level)
+                cell = dataclasses.replace(cell, floor_ratio=detectable)
             if family == DESCRIPTIVE:
                 cells[id(draft)] = dataclasses.replace(cell, reason=draft.blocked)
             else:
-                cells[id(draft)] = _verdict(cell, effect, draft.blocked, margin, alpha / len(members))
+                shares = alpha / len(members), next_alpha / len(members)
+                cells[id(draft)] = _verdict(cell, effect, draft.blocked, margin, *shares)
     return cells
 
 
@@ -504,12 +511,15 @@ def _with_effect(cell: Cell, effect: stats.Effect | None) -> Cell:
     )
 
 
-def _verdict(cell: Cell, effect: stats.Effect | None, blocked: str, margin: float, family_alpha: float) -> Cell:
+def _verdict(
+    cell: Cell, effect: stats.Effect | None, blocked: str, margin: float, alpha: float, next_alpha: float
+) -> Cell:
+    """`alpha`: the cell's equal share of its family's error, which EQUIVALENT is held to; likewise `next_alpha`."""
     if blocked or effect is None:
         return dataclasses.replace(cell, verdict=str(stats.Verdict.INCONCLUSIVE), reason=blocked)
-    verdict, reason = stats.judge(effect, margin, family_alpha), ""
+    verdict, reason = stats.judge(effect, margin, alpha), ""
     if verdict == stats.Verdict.INCONCLUSIVE:
-        reason = _further(stats.blocks_to_settle(effect, margin, family_alpha), effect.num_blocks)
+        reason = _further(stats.blocks_to_settle(effect, margin, next_alpha), effect.num_blocks)
     elif (
         verdict != stats.Verdict.EQUIVALENT
         and cell.floor_ratio

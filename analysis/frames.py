@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 
 from analysis import load, stats
 from analysis.compare import METRICS, THROUGHPUT, Comparison, declared_pairs
@@ -151,7 +152,7 @@ def _mean(values: pd.Series) -> float:
 def peak(comparisons: Sequence[Comparison], workloads: Mapping[str, str]) -> pd.DataFrame:
     """Speed-up of throughput and fraction of p99 latency that is left, at the primary level of each comparison.
 
-    `workloads`: arm -> name of its workload.
+    `workloads`: arm -> name of its workload, as the function of that name tells.
     """
     rows: list[dict[str, Any]] = []
     for each in comparisons:
@@ -180,6 +181,22 @@ def peak(comparisons: Sequence[Comparison], workloads: Mapping[str, str]) -> pd.
 
 def _inverse(ratio: float | None) -> float:
     return 1 / ratio if ratio else np.nan
+
+
+def workloads(run: Run) -> dict[str, str]:
+    """Arm -> name of its workload."""
+    return dict(zip(run.points.arm, run.points.workload, strict=True))
+
+
+def slo_p99_ms(run: Run) -> dict[str, float]:
+    """Workload -> the SLO on its p99 latency, ms, where it has one."""
+    found = {}
+    for arm, workload in workloads(run).items():
+        config = load.config(run, arm)
+        slo = OmegaConf.select(OmegaConf.create(dict(config)), "slo.latency_p99_ms") if config else None
+        if slo is not None:
+            found[workload] = float(slo)
+    return found
 
 
 def all_requests(run: Run) -> list[Requests]:

@@ -244,7 +244,8 @@ def _requests(row: Mapping[str, Any], record: Mapping[str, Any], samples: pa.Tab
     completed = results.completed_at_s(samples)
     ok = samples["ok"].to_numpy()
     inside = ok & (completed >= 0) & (completed < duration_s)
-    latencies_ms = samples["latency_ms"].to_numpy()[inside]
+    # On a log scale 0 has no place; a client that rounds to milliseconds may say it.
+    latencies_ms = np.maximum(samples["latency_ms"].to_numpy()[inside], 1e-3)
     first = -np.ceil(record["warmup_s"] + record["ramp_up_s"])
     seconds = np.floor(completed[ok & (completed >= first) & (completed < duration_s)] - first).astype(int)
     time_s = np.arange(int(first), int(np.ceil(duration_s)))

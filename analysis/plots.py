@@ -101,7 +101,9 @@ def _prepare(frame: Frame | None, what: str, value: str = "") -> Frame:
     if frame is None or frame.empty:
         raise ValueError(f"no {what} to draw: the frame is empty")
     frame = frame.copy()
-    for column in [c for c in frame.columns if frame[c].dtype.kind == "O"]:  # a column with None may hold numbers as objects
+    for column in [
+        c for c in frame.columns if frame[c].dtype.kind == "O"
+    ]:  # a column with None may hold numbers as objects
         numbers = pd.to_numeric(frame[column], errors="coerce")
         if numbers.notna().any() or frame[column].isna().all():
             frame[column] = numbers.astype(float)
@@ -137,8 +139,11 @@ def _level_name(level: str) -> str:
 
 
 def _blocks(frame: Frame) -> str:
-    numbers = [int(n) for n in frame["num_blocks"].dropna().unique()] if "num_blocks" in frame.columns else []
-    return f" over {' to '.join(map(str, sorted({min(numbers), max(numbers)})))} blocks" if numbers else ""
+    used = frame["num_blocks"]
+    if "num_invalid" in frame.columns:  # without a VALID block, a point is over the INVALID ones
+        used = used.where(used > 0, frame["num_invalid"])
+    numbers = sorted({int(used.min()), int(used.max())})
+    return f" over {' to '.join(map(str, numbers))} block{'s' * (numbers[-1] > 1)}"
 
 
 def _captions(rows: Frame, latency: bool = True) -> list[str]:
@@ -150,6 +155,10 @@ def _captions(rows: Frame, latency: bool = True) -> list[str]:
         captions.append(f"Bars: 95 % interval between deployments{_blocks(between)}.")
     if drawn["interval"].eq("within this deployment").any():
         captions.append("Bars: interval within this deployment; another deployment of the same may lie outside.")
+    if not between.empty and rows.loc[~rows["single_run"].eq(True), "ci_low"].isna().any():
+        captions.append("No bar: fewer than two blocks.")
+    if not rows["valid"].all():
+        captions.append("INVALID: no block is VALID; the point is over those there are.")
     single = rows[rows["single_run"].eq(True) & rows["ci_low"].isna()]
     if not single.empty:
         who = "" if len(single) == len(rows) else ": " + ", ".join(sorted(single["arm"].unique()))
@@ -269,6 +278,10 @@ def _place_labels(fig: Figure, labels: list[tuple[Axes, pd.Series, str]]) -> int
         if bar["ci_low_ms"] > 0 < bar["ci_low"]:
             ends = ax.transData.transform([(bar["ci_low_ms"], bar["ci_low"]), (bar["ci_high_ms"], bar["ci_high"])])
             taken[ax] += [(ends[0, 0], y - unit, ends[1, 0], y + unit), (x - unit, ends[0, 1], x + unit, ends[1, 1])]
+    for ax, boxes in taken.items():
+        for line in (line for line in ax.lines if line.get_gid() == "slo"):
+            x, y = ax.transData.transform((np.asarray(line.get_xdata())[0], ax.get_ylim()[1]))
+            boxes.append((x - unit, ax.bbox.y0, x + unit, y))
     omitted = 0
     for ax, row, colour in labels:
         at = (row["value_ms"], row["value"])
@@ -277,7 +290,7 @@ def _place_labels(fig: Figure, labels: list[tuple[Axes, pd.Series, str]]) -> int
         note = ax.annotate(_number(row["x"]), at, (0, 0), textcoords="offset points", gid="level", **look)
         note.set_path_effects([withStroke(linewidth=2, foreground="white")])
         box, (x, y) = note.get_window_extent(), ax.transData.transform(at)
-        for right, up in ((-1, 1), (1, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1)):
+        for right, up in ((-1, 1), (1, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (0, 2), (0, -2)):
             dx, dy = right * (box.width / 2 + 6 * unit), up * (box.height / 2 + 4.5 * unit)
             x0, x1 = x + dx - box.width / 2 - unit, x + dx + box.width / 2 + unit
             y0, y1 = y + dy - box.height / 2, y + dy + box.height / 2
@@ -546,7 +559,7 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
     for group in groups:
         first, at = group.iloc[0], (y[-1] if y else -1) + 1
         who = [f"{first['candidate']} against {first['baseline']}"] if len(pairs) > 1 else []
-        held = [first["axes"]] if len(cells.drop_duplicates([*pair, "axes"])) > len(pairs) else []
+        held = [str(first["axes"])] if len(cells.drop_duplicates([*pair, "axes"])) > len(pairs) else []
         text = ":  ".join([first["family"] if who else FAMILIES[first["family"]], ", ".join(who + held)]).rstrip(": ")
         across = blended_transform_factory(fig.transFigure, ax.transData)
         strip = Rectangle((0, at - 0.42), 1, 0.84, transform=across, color="#efefef", lw=0, clip_on=False, zorder=4)
@@ -639,13 +652,20 @@ def gain_by_slo(gain_by_slo: Frame, *, arms: Names = (), captions: Names = ()) -
     _set_log(upper, "y", np.nanmin([*ratio, *bounds, 1 / 1.1]), np.nanmax([*ratio, *bounds, 1.1]))
     upper.axhline(1, color=INK, lw=1, gid="one")
     if ratio.isna().all():
-        upper.text(0.5, 0.7, "no SLO that both arms meet", transform=upper.transAxes, ha="center", color=GREY)
+        upper.text(
+            0.5,
+            0.7,
+            "no SLO within which both arms have a VALID level in one block",
+            transform=upper.transAxes,
+            ha="center",
+            color=GREY,
+        )
     _scale(lower, "y", gains[["baseline_peak_rps", "candidate_peak_rps"]], log_from=50, most=5)
     _set_log(lower, "x", gains["slo_ms"].min(), gains["slo_ms"].max(), most=8)
     upper.set_ylabel("candidate / baseline (ratio)")
     lower.set(ylabel="peak (requests/s)", xlabel="SLO: p99 latency at most (ms)")
     notes = ["Peak: highest throughput at a measured level whose p99 meets the SLO."]
-    notes += ["No ratio where an arm has no such level."] * bool(ratio.isna().any())
+    notes += ["No ratio where no block has such a level of both arms."] * bool(ratio.isna().any())
     known = gains[gains["ci_low_ratio"].notna()]
     notes += [f"Band: 95 % interval between deployments{_blocks(known)}."] * (not known.empty)
     one = len(gains.drop_duplicates(["baseline", "candidate"])) == 1
@@ -727,12 +747,12 @@ def throughput_over_time(over_time: Frame, *, arms: Names = (), captions: Names 
 
 # --- All of them ----------------------------------------------------------------------------------------------------
 
-_FROM_ONE_FRAME: dict[str, Callable[..., Figure]] = {
-    "slo_ms": gain_by_slo,
-    "latency_ms": latency_distribution,
-    "time_s": throughput_over_time,
-    "speedup": peak_gains,
-}
+_FROM_ONE_FRAME: tuple[tuple[Callable[..., Figure], str], ...] = (
+    (gain_by_slo, "candidate_peak_rps"),
+    (latency_distribution, "latency_ms"),
+    (throughput_over_time, "throughput_rps"),
+    (peak_gains, "speedup"),
+)
 
 
 def all_figures(
@@ -773,15 +793,9 @@ def all_figures(
             profiles = list(dict.fromkeys(rows["profile"]))
             figures[f"replica_scaling{suffix}"] = replica_scaling(rows, profiles=profiles)
     several = peak if peak is not None and len(peak) > 1 else None  # one gain alone is already in the forest
-    for frame, column in (
-        (gain_by_slo, "slo_ms"),
-        (distribution, "latency_ms"),
-        (over_time, "time_s"),
-        (several, "speedup"),
-    ):
-        needed = {"slo_ms": "candidate_peak_rps", "time_s": "throughput_rps"}.get(column, column)
-        if _present(frame, needed):
-            draw = _FROM_ONE_FRAME[column]
+    others = (gain_by_slo, distribution, over_time, several)
+    for (draw, column), frame in zip(_FROM_ONE_FRAME, others, strict=True):
+        if _present(frame, column):
             figures[draw.__name__] = draw(frame, arms=arms, captions=captions)
     return figures
 

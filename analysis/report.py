@@ -310,14 +310,14 @@ def write(
 
     comparisons = compare.compare_run(run, floor, more, allow_diff)
     cells, requests = compare.cells_frame(comparisons), frames.all_requests(run)
-    workloads = dict(zip(run.points["arm"], run.points["workload"], strict=True))
     drawn = plots.all_figures(
         frames.arm_points(run, requests),
         cells,
         frames.gain_by_slo(run),
         frames.distribution(requests),
         load.over_time(requests),
-        frames.peak(comparisons, workloads),
+        frames.peak(comparisons, frames.workloads(run)),
+        slo_p99_ms=frames.slo_p99_ms(run),
         margin=comparisons[0].margin if comparisons else 0.05,
     )
     plots.save(drawn, run.paths.plots_dir)
