@@ -142,8 +142,8 @@ def _blocks(frame: Frame) -> str:
     used = frame["num_blocks"]
     if "num_invalid" in frame.columns:  # without a VALID block, a point is over the INVALID ones
         used = used.where(used > 0, frame["num_invalid"])
-    numbers = sorted({int(used.min()), int(used.max())})
-    return f" over {' to '.join(map(str, numbers))} block{'s' * (numbers[-1] > 1)}"
+    numbers = sorted({int(n) for n in (used.min(), used.max()) if n > 0})
+    return f" over {' to '.join(map(str, numbers))} blocks" if numbers else ""
 
 
 def _captions(rows: Frame, latency: bool = True) -> list[str]:

@@ -1,0 +1,91 @@
+"""What does the analysis cost at ten million requests a side, and with a thousand runs to list?
+
+Prints ratios measured in one run. The unit for metrics and comparison is reading the same two Parquet files and
+taking one `numpy.percentile` of each; for the list, reading each run.json and nothing else.
+
+    python -m benchmarks.analysis_scale [--requests 10000000] [--runs 1000]
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis import compare, load
+from orchestrator import results
+from orchestrator.paths import RunPaths
+from tests.runs import make_run
+
+DURATION_S = 4.0  # of the windows that make_run writes; requests are only packed more densely
+
+
+def timed(work: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
+def crowd(paths: RunPaths, arm: str, speed: float, num_requests: int, rng: np.random.Generator) -> None:
+    """Replace the requests of the arm's first trial by `num_requests`, with a record to match."""
+    trial_json, samples_parquet = paths.trial_json(arm, "c0016", 0), paths.samples(arm, "c0016", 0)
+    latency_ms = rng.lognormal(np.log(20 / speed), 0.3, num_requests)
+    columns = {field.name: pa.nulls(num_requests, field.type) for field in results.SAMPLES_SCHEMA}
+    columns |= {
+        "sent_at_s": pa.array(np.sort(rng.uniform(-0.5, DURATION_S - 0.1, num_requests))),
+        "latency_ms": pa.array(latency_ms),
+        "ok": pa.array(np.ones(num_requests, dtype=bool)),
+        "client_process": pa.array(np.zeros(num_requests, dtype=np.int16)),
+    }
+    table = pa.table(columns, schema=results.SAMPLES_SCHEMA)
+    results.write_samples(samples_parquet, table)
+    record = results.read_json(trial_json)
+    record["metrics"] = results.compute_metrics(table, DURATION_S, {"latency_p99_ms": 500})
+    results.write_json(trial_json, record)
+
+
+def percentile_of(path: Path) -> float:
+    return float(np.percentile(pq.ParquetFile(path).read()["latency_ms"].to_numpy(), 99))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--requests", type=int, default=10_000_000)
+    parser.add_argument("--runs", type=int, default=1000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = make_run(Path(folder) / "big", {"baseline": 20.0, "optimized": 30.0}, levels=[16], repeats=1)
+        files = []
+        for arm, speed in (("baseline", 20.0), ("optimized", 30.0)):
+            crowd(paths, arm, speed, options.requests, np.random.default_rng(0))
+            files.append(paths.samples(arm, "c0016", 0))
+        unit_s = min(timed(lambda: [percentile_of(path) for path in files]) for _ in range(3))
+        tables = [results.read_samples(path) for path in files]
+        metrics_s = timed(lambda: [results.compute_metrics(table, DURATION_S, {}) for table in tables])
+        tables.clear()
+        run = load.load_run(paths.root)
+        compare_s = timed(lambda: compare.compare_run(run))
+        print(f"{options.requests:,} requests a side; unit: read both files and take one percentile of each")
+        print(f"  metrics of both, once read      {metrics_s / unit_s:5.2f}x")
+        print(f"  compare (read, check, judge)    {compare_s / unit_s:5.2f}x  ({compare_s:.1f} s)")
+
+        outputs = Path(folder) / "outputs"
+        small = make_run(outputs / "run-0", {"baseline": 20.0, "optimized": 30.0}, repeats=1)
+        for number in range(1, options.runs):
+            copy = outputs / f"run-{number}"
+            copy.mkdir()
+            for name in ("run.json", "summary.parquet"):
+                (copy / name).write_bytes((small.root / name).read_bytes())
+        found = load.find_runs(outputs)
+        bare_s = timed(lambda: [json.loads((each / "run.json").read_text()) for each in found])
+        list_s = timed(lambda: [load.overview(each) for each in found])
+        print(f"{len(found):,} runs listed: {list_s / bare_s:.1f}x reading their run.json alone ({list_s:.1f} s)")
+
+
+if __name__ == "__main__":
+    main()
