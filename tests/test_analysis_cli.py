@@ -1,0 +1,145 @@
+"""`python -m analysis` as a user types it: what it prints, what it writes, how it exits."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.runs import make_run
+
+TWO = {"baseline": 20.0, "optimized": 30.0}
+
+
+def analysis(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "analysis", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("outputs") / "run", TWO, repeats=4).root
+
+
+def test_compare_table(root: Path) -> None:
+    done = analysis("compare", f"{root}:baseline", f"{root}:optimized")
+    assert done.returncode == 0, done.stderr
+    assert "FASTER" in done.stdout
+    assert "optimized is FASTER than baseline: ×1.5" in " ".join(done.stdout.split())
+
+
+def test_compare_json_keeps_the_contract(root: Path) -> None:
+    done = analysis("compare", f"{root}:baseline", f"{root}:optimized", "--format", "json")
+    answer = json.loads(done.stdout)
+    assert "FASTER" in answer["summary"]
+    keys = {"metric", "level", "ratio", "ci_low_ratio", "ci_high_ratio", "verdict", "family"}
+    assert all(keys <= cell.keys() for cell in answer["cells"])
+    assert answer["cells"][0]["family"] == "primary"
+
+
+def test_compare_markdown(root: Path) -> None:
+    done = analysis("compare", f"{root}:baseline", f"{root}:optimized", "--format", "markdown")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("### ▲ FASTER")
+
+
+def test_margin(root: Path) -> None:
+    done = analysis("compare", f"{root}:baseline", f"{root}:optimized", "--margin", "9", "--format", "json")
+    assert json.loads(done.stdout)["cells"][0]["verdict"] == "EQUIVALENT"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["compare", "{root}", "{root}:optimized"], 4, "several arms"),
+        (["compare", "{root}:baseline", "{root}:optimised"], 4, "no arm 'optimised'"),
+        (["compare", "{root}:baseline", "nowhere"], 4, "does not exist"),
+        (["compare", "{root}:baseline"], 2, "Missing argument"),
+        (["compare", "{root}:baseline", "{root}:optimized", "--format", "xml"], 2, "xml"),
+        (["compare", "{root}:baseline", "{root}:optimized", "--margin", "-1"], 2, "--margin"),
+        (["gate", "{root}:baseline", "{root}:optimized"], 2, "max-slowdown"),
+        (
+            ["gate", "{root}:baseline", "{root}:optimized", "--max-slowdown", "0.03", "--metric", "speed"],
+            2,
+            "throughput_rps",
+        ),
+        (["report", "{root}/.."], 4, "holds runs: run"),
+        (["list", "nowhere"], 4, "not a directory"),
+        (["import", "nowhere", "--kind", "locust", "--workload", "w", "--profile", "p"], 2, "nowhere"),
+        (["compere"], 2, "compere"),
+    ],
+)
+def test_refusals(root: Path, arguments: list[str], code: int, says: str) -> None:
+    done = analysis(*(each.format(root=root) for each in arguments))
+    assert done.returncode == code, done.stdout + done.stderr
+    assert says in " ".join((done.stdout + done.stderr).replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+
+
+def test_an_invalid_primary_cell_is_exit_4(tmp_path: Path) -> None:
+    invalid = [("optimized", 16, repeat) for repeat in range(3)]
+    root = make_run(tmp_path / "run", TWO, invalid=invalid).root
+    done = analysis("compare", f"{root}:baseline", f"{root}:optimized")
+    assert done.returncode == 4
+    assert "Post hoc" in done.stdout
+    assert "nothing VALID to compare" in done.stderr
+    assert analysis("gate", f"{root}:baseline", f"{root}:optimized", "--max-slowdown", 1).returncode == 4
+
+
+def test_gate(tmp_path: Path, root: Path) -> None:
+    arms = (f"{root}:baseline", f"{root}:optimized")
+    done = analysis(
+        "gate", *arms, "--max-slowdown", 0.03, "--junit", tmp_path / "x.xml", "--markdown", tmp_path / "x.md"
+    )
+    assert done.returncode == 0, done.stdout
+    assert "PASS" in done.stdout
+    suite = ET.parse(tmp_path / "x.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
+    assert "PASS" in (tmp_path / "x.md").read_text()
+    slower = analysis("gate", arms[1], arms[0], "--max-slowdown", 0.03)
+    assert slower.returncode == 1, slower.stdout
+
+
+def test_report_and_list(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run", TWO).root
+    done = analysis("report", root)
+    assert done.returncode == 0, done.stderr
+    assert (root / "report.html").read_text().count("data:image/svg") >= 5
+    names = {path.stem for path in (root / "plots").glob("*.png")}
+    assert {"forest", "throughput_against_p99", "gain_by_slo", "latency_distribution", "throughput_over_time"} <= names
+    assert (root / "comparison.csv").read_text().startswith("metric,level,concurrency")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/run.json").write_text("{")
+    done = analysis("list", tmp_path)
+    assert done.returncode == 0
+    assert "12/12" in done.stdout
+    assert "not listed" in done.stderr
+
+
+def test_import_and_compare(tmp_path: Path) -> None:
+    rows = "concurrency,rps,mean_latency_ms,p50_ms,p99_ms,num_requests\n8,{rps},8.0,7.0,20.0,60000\n"
+    runs = []
+    for profile, rps in (("off", 1000), ("on", 4000)):
+        source = tmp_path / f"{profile}.csv"
+        source.write_text(rows.format(rps=rps))
+        done = analysis(
+            "import",
+            source,
+            "--kind",
+            "locust",
+            "--workload",
+            "unary",
+            "--profile",
+            profile,
+            "--outputs",
+            tmp_path / "o",
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        runs.append(done.stdout.split()[-1])
+    done = analysis("compare", *runs)
+    assert done.returncode == 0, done.stderr
+    assert "×4.00" in done.stdout
+    assert "single run, no interval" in " ".join(done.stdout.split())
