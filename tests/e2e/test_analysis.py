@@ -1,0 +1,77 @@
+"""Notebooks, report and verdict of a small run on real Ray Serve."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbclient import NotebookClient
+
+from tests.conftest import ROOT
+from tests.e2e.test_run import SHORT, finish, only_run, start
+
+pytestmark = pytest.mark.e2e
+
+NOTEBOOKS = sorted((ROOT / "analysis" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Two blocks of baseline against the same with 100 ms added: an effect of known size."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    process = start(
+        outputs,
+        *SHORT,
+        "sweep.repeats=2",
+        "sweep.concurrency=[2]",
+        "workload.delay_s=0.1,0.2",
+        "validity.max_drift_ratio=9",
+        "validity.max_client_lag_ratio=9",
+        "-m",
+    )
+    output = finish(process)
+    assert process.returncode in (0, 3), output
+    return only_run(outputs), output
+
+
+def test_the_run_ends_with_verdict_pictures_and_report(run: tuple[Path, str]) -> None:
+    directory, output = run
+    assert "delay_s=0.2 is SLOWER than delay_s=0.1" in " ".join(output.split()) or "INCONCLUSIVE" in output, output
+    assert str(directory / "report.html") in output.replace("\n", "")
+    assert (directory / "report.html").stat().st_size > 50_000
+    assert {"forest", "throughput_over_time"} <= {path.stem for path in (directory / "plots").glob("*.png")}
+    cells = pd.read_csv(directory / "comparison.csv")
+    throughput = cells[cells.family == "primary"].iloc[0]
+    # Each reply takes its delay and a few milliseconds of Serve's own, so the ratio is a little above 0.1 / 0.2.
+    assert throughput.num_blocks == 2
+    assert 0.5 < throughput.ratio < 0.7
+
+
+def test_an_arm_and_its_own_blocks_are_compared_by_the_command_line(run: tuple[Path, str]) -> None:
+    directory, _ = run
+    arms = [f"{directory}:delay_s=0.2", f"{directory}:delay_s=0.1"]
+    command = [sys.executable, "-m", "analysis", "gate", *arms, "--max-slowdown", "0.03"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # three of two blocks' intervals are wide
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_execute_on_a_run(path: Path, run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN", str(run[0]))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert outputs
+    if path.stem in ("unary_streaming", "compare_runs"):
+        assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_notebooks_are_committed_without_outputs() -> None:
+    assert len(NOTEBOOKS) == 5
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        assert all(not cell.get("outputs") for cell in cells), path
