@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from analysis import load
 from analysis.compare import IncomparableError
 from analysis.load import LoadError
 
-EXIT_SLOWER, EXIT_INCONCLUSIVE, EXIT_INCOMPARABLE = 1, 3, 4
+EXIT_SLOWER, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_INCOMPARABLE, EXIT_BUG = 1, 2, 3, 4, 70
 
 app = typer.Typer(
     help="Did it get faster, by how much, and can I trust it? Reads run directories of outputs/.",
@@ -70,9 +71,8 @@ def compare(
     pair, family = _pair(baseline, candidate, add)
     floor_run = load.load_run(floor) if floor else None
     declared = pair.runs[0].record["compare"].get("margin", 0.05)
-    [found] = comparing.compare_pairs(
-        [pair], family, declared if margin is None else margin, floor_run, _keys(allow_diff)
-    )
+    wanted = declared if margin is None else margin
+    [found] = comparing.compare_pairs([pair], family, wanted, floor_run, _keys(allow_diff), record=True)
     if format is Format.json:
         print(json.dumps(formats.cells_json(found), indent=2, allow_nan=False))
     elif format is Format.markdown:
@@ -146,7 +146,7 @@ def list_runs(
     outputs: Annotated[Path, typer.Argument(metavar="[OUTPUTS]")] = Path("outputs"),
     last: Annotated[int, typer.Option(min=0, help="only the newest; 0 = all")] = 20,
 ) -> None:
-    """Runs, oldest first: when, what, how it ended, and the verdicts that were reached."""
+    """Runs, oldest first: when, what, and how it ended."""
     if not outputs.is_dir():
         raise LoadError(f"{outputs} is not a directory")
     runs = load.find_runs(outputs)
@@ -211,6 +211,12 @@ def main() -> int:
     except (IncomparableError, LoadError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INCOMPARABLE
+    except OSError as error:  # a file asked for that cannot be written
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except Exception:  # a bug of ours must not look like "slower", which is 1
+        traceback.print_exc()
+        return EXIT_BUG
     return 0
 
 

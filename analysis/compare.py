@@ -9,16 +9,14 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
-from analysis import differences, load, stats
+from analysis import differences, load, looks, stats
 from analysis.differences import Difference
 from analysis.load import Run
 from analysis.wording import effect_text, level_text
-from orchestrator import results
 
 # Metric -> whether more is better, in the order of the tables.
 METRICS = {
@@ -110,9 +108,19 @@ class Pair:
         return list({run.paths.root: run for run, _ in [*self.baselines, *self.candidates]}.values())
 
     @property
+    def names(self) -> tuple[str, str]:
+        return self.baselines[0][1], self.candidates[0][1]
+
+    @property
     def num_planned(self) -> int:
-        sides = [sum(_repeats(run) for run, _ in side) for side in (self.baselines, self.candidates)]
-        return min(sides)
+        return min(sum(_declared(run)["repeats"] for run, _ in side) for side in (self.baselines, self.candidates))
+
+    @property
+    def treatment(self) -> list[str]:
+        """What every run of the pair declared as compared. A run of one arm could declare nothing."""
+        declared = [_declared(run)["treatment"] for run in self.runs]
+        shared = [axis for axis in declared[0] if all(axis in each for each in declared)]
+        return shared or ([] if self.interleaved else ["profile"])
 
 
 @dataclass(eq=False)
@@ -130,20 +138,35 @@ def compare_run(
     floor: Run | None = None,
     more: Sequence[Run] = (),
     allow_diff: Sequence[str] = (),
-    record: bool = True,
+    record: bool = False,
 ) -> list[Comparison]:
-    """Every comparison that the run declared. Raises IncomparableError, LoadError."""
+    """Every comparison that the run declared; one that must be refused has no verdict, and says why.
+
+    `more`: runs that add blocks. Raises IncomparableError if all are refused, LoadError.
+    """
     pairs = declared_pairs(run, more)
-    return compare_pairs(pairs, pairs, _declared(run)["margin"], floor, allow_diff, record)
+    return compare_pairs(pairs, pairs, _declared(run)["margin"], floor, allow_diff, record, keep_refused=True)
 
 
 def declared_pairs(run: Run, more: Sequence[Run] = ()) -> list[Pair]:
-    """As fixed in run.json before the first service came up. Raises LoadError if `more` lack an arm."""
+    """As fixed in run.json before the first service came up.
+
+    Raises LoadError if `more` lack an arm or hold a run twice, IncomparableError if they declared something else.
+    """
+    runs = [run, *more]
+    if len({each.paths.root for each in runs}) < len(runs):
+        raise load.LoadError("a run cannot add blocks to itself: " + ", ".join(str(each.paths.root) for each in runs))
+    for each in more:
+        for name in ("treatment", "margin", "max_looks", "redeploy"):
+            if _declared(each)[name] != _declared(run)[name]:
+                raise IncomparableError(
+                    f"{each.paths.root} declared compare.{name}={_declared(each)[name]}, {run.paths.root} "
+                    f"{_declared(run)[name]}: their blocks cannot be judged together"
+                )
     pairs = []
     for cell in run.record["primary_cells"]:
         if cell.get("candidate") is None:
             continue
-        runs = [run, *more]
         for each in runs:
             if lacking := {cell["baseline"], cell["candidate"]} - set(each.arms):
                 raise load.LoadError(
@@ -158,13 +181,14 @@ def declared_pairs(run: Run, more: Sequence[Run] = ()) -> list[Pair]:
 def pair_of(baseline: tuple[Run, str], candidate: tuple[Run, str], more: Sequence[Run] = ()) -> tuple[Pair, list[Pair]]:
     """The pair of these arms, and the pairs that are judged together with it.
 
-    Raises IncomparableError where the two share no level.
+    Raises IncomparableError where there is nothing to compare: no shared level, or the same arm twice.
     """
-    same_run = baseline[0].paths.root.resolve() == candidate[0].paths.root.resolve()
-    if same_run:
+    if same_run := baseline[0].paths.root == candidate[0].paths.root:
+        if baseline[1] == candidate[1]:
+            raise IncomparableError(f"{baseline[1]} cannot be compared with itself; an A/A run has a second arm of it")
         pairs = declared_pairs(baseline[0], more)
         for pair in pairs:
-            if (pair.baselines[0][1], pair.candidates[0][1]) == (baseline[1], candidate[1]):
+            if pair.names == (baseline[1], candidate[1]):
                 return pair, pairs
     elif more:
         raise IncomparableError("--add needs both arms in one run: blocks of different runs cannot be matched")
@@ -172,14 +196,10 @@ def pair_of(baseline: tuple[Run, str], candidate: tuple[Run, str], more: Sequenc
     if not shared:
         sides = "; ".join(f"{arm}: {', '.join(_levels(run, arm))}" for run, arm in (baseline, candidate))
         raise IncomparableError(f"the arms share no level: {sides}")
-    runs = [baseline[0], *more] if same_run else [baseline[0]]
-    pair = Pair(
-        tuple((run, baseline[1]) for run in runs),
-        tuple((run, candidate[1]) for run in runs) if same_run else (candidate,),
-        "",
-        max(shared),
-        declared=not same_run and all(_primary_level(*side) == max(shared) for side in (baseline, candidate)),
+    baselines, candidates = (
+        tuple((run, side[1]) for run in ([side[0], *more] if same_run else [side[0]])) for side in (baseline, candidate)
     )
+    pair = Pair(baselines, candidates, "", max(shared, key=load.level_order), declared=False)
     return pair, [pair]
 
 
@@ -189,52 +209,79 @@ def compare_pairs(
     margin: float,
     floor: Run | None = None,
     allow_diff: Sequence[str] = (),
-    record: bool = True,
+    record: bool = False,
+    keep_refused: bool = False,
 ) -> list[Comparison]:
     """Compare `pairs`, judged as members of `family`, which holds them. `margin`: 0.05 = 5 %.
 
-    `record`: note the look in run.json. Raises IncomparableError for arms that differ in more than the treatment,
-    unless `allow_diff` names those keys (or their beginnings).
+    `record`: note the look, which whoever acts on the verdict must do. Raises LoadError, and IncomparableError for
+    arms that differ in more than the treatment, unless `allow_diff` names those keys or their beginnings; with
+    `keep_refused` only if that is so of all pairs.
     """
     if not pairs:
         return []
-    checked = {pair: _check(pair, allow_diff) for pair in pairs}
-    drafts = {pair: _drafts(pair, _floor(floor, pair)) for pair in family}
-    look = max(_look(pair) for pair in family)  # what is judged together has been looked at together
-    max_looks = _declared(pairs[0].runs[0])["max_looks"]
-    alpha = stats.look_alpha(look, max_looks)
+    checked = _check_all(pairs, allow_diff, keep_refused)
+    floors = _floors(floor, pairs)
+    drafts = {pair: _drafts(pair, floors.get(pair, {})) for pair in family}
+    for pair, (_, _, refusal) in checked.items():
+        for draft in drafts[pair]:
+            draft.blocked = refusal or draft.blocked
+    look = _look(family, drafts)
     everything = [draft for each in drafts.values() for draft in each]
-    if alpha is None:
+    if look.alpha is None:
         for draft in everything:
             draft.blocked = draft.blocked or _SPENT
-    # Where the error is spent, further blocks can only be those of a new run, which has all of its own.
-    judged = _judge(everything, margin, alpha or stats.ALPHA, stats.look_alpha(look + 1, max_looks) or stats.ALPHA)
-    comparisons = []
-    for pair in pairs:
-        cells = [judged[id(draft)] for draft in drafts[pair]]
-        cells.sort(key=lambda cell: (PRIMARY, SECONDARY, DESCRIPTIVE).index(cell.family))
-        found, warnings = checked[pair]
-        primary = next((cell for cell in cells if cell.family == PRIMARY), None)
-        comparisons.append(
-            Comparison(
-                baseline=pair.baselines[0][1],
-                candidate=pair.candidates[0][1],
-                baseline_run=", ".join(str(run.paths.root) for run, _ in pair.baselines),
-                candidate_run=", ".join(str(run.paths.root) for run, _ in pair.candidates),
-                axes=pair.axes,
-                treatment=", ".join(_treatment(pair)) or "none (the same arm twice)",
-                margin=margin,
-                look=look,
-                primary=primary,
-                cells=tuple(cells),
-                differences=tuple(found),
-                warnings=tuple(warnings),
-                summary=_summary(pair, cells, primary, margin),
-            )
-        )
-        if record:
-            _record_look(pair, look)
-    return comparisons
+    next_alpha = looks.after(look, _declared(pairs[0].runs[0])["max_looks"])
+    judged = _judge(everything, margin, look.alpha or stats.ALPHA, next_alpha)
+    if record and any(not draft.blocked and draft.cell.family != DESCRIPTIVE for draft in everything):
+        looks.record(pairs[0].runs, look)
+    return [
+        _comparison(pair, [judged[id(draft)] for draft in drafts[pair]], checked[pair], margin, look) for pair in pairs
+    ]
+
+
+def _comparison(
+    pair: Pair, cells: list[Cell], checked: tuple[list[Difference], list[str], str], margin: float, look: looks.Look
+) -> Comparison:
+    cells.sort(key=lambda cell: (PRIMARY, SECONDARY, DESCRIPTIVE).index(cell.family))
+    found, warnings, _ = checked
+    primary = next((cell for cell in cells if cell.family == PRIMARY), None)
+    if primary and primary.ratio is not None and primary.num_blocks < primary.num_planned:
+        warnings = [
+            *warnings,
+            f"{primary.num_planned - primary.num_blocks} of {primary.num_planned} blocks are missing",
+        ]
+    if margin != _declared(pair.runs[0])["margin"]:
+        warnings = [*warnings, f"the margin is not the declared one ({_declared(pair.runs[0])['margin']:g})"]
+    return Comparison(
+        baseline=pair.names[0],
+        candidate=pair.names[1],
+        baseline_run=", ".join(str(run.paths.root) for run, _ in pair.baselines),
+        candidate_run=", ".join(str(run.paths.root) for run, _ in pair.candidates),
+        axes=pair.axes,
+        treatment=", ".join(pair.treatment) or "none (the same arm twice)",
+        margin=margin,
+        look=look.look,
+        primary=primary,
+        cells=tuple(cells),
+        differences=tuple(found),
+        warnings=tuple(warnings),
+        summary=_summary(pair, cells, primary, margin),
+    )
+
+
+def _look(family: Sequence[Pair], drafts: Mapping[Pair, Sequence["_Draft"]]) -> looks.Look:
+    """What is judged together is looked at together."""
+    points = pd.concat([_rows(run, arm) for pair in family for run, arm in [*pair.baselines, *pair.candidates]])
+    points = points[points.valid == True].drop_duplicates(["run_id", "arm", "trial_id"])  # noqa: E712
+    primary = [draft.cell for each in drafts.values() for draft in each if draft.cell.family == PRIMARY]
+    return looks.take(
+        family[0].runs,
+        points,
+        sum(cell.num_blocks for cell in primary),
+        sum(cell.num_planned for cell in primary),
+        _declared(family[0].runs[0])["max_looks"],
+    )
 
 
 def gate(
@@ -244,22 +291,21 @@ def gate(
 
     "slower": the whole interval is below 1 / (1 + max_slowdown). "ok": it lies above. "inconclusive": it holds it, or
     there is none. "invalid": no block with both points VALID. Several metrics share the error (Bonferroni). Raises
-    IncomparableError as `compare_pairs` does, and for a metric that was not measured.
+    IncomparableError as `compare_pairs` does, and for a metric that was not measured. Records the look.
     """
     limit = 1 / (1 + max_slowdown)
-    alpha = stats.look_alpha(_look(pair), _declared(pair.runs[0])["max_looks"])
-    [comparison] = compare_pairs([pair], family, _declared(pair.runs[0])["margin"], allow_diff=allow_diff)
     drafts = {draft.cell.metric: draft for draft in _drafts(pair, {}) if draft.cell.level == pair.level}
+    if missing := [metric for metric in metrics if metric not in drafts]:
+        found = ", ".join(drafts)
+        raise IncomparableError(f"{', '.join(missing)} was not measured in both arms at {pair.level}; there is {found}")
+    look = _look(family, {each: _drafts(each, {}) for each in family})
+    [comparison] = compare_pairs([pair], family, _declared(pair.runs[0])["margin"], None, allow_diff, record=True)
     outcomes = []
-    for metric in metrics:
-        if metric not in drafts:
-            raise IncomparableError(
-                f"{metric} was not measured in both arms at {pair.level}; there is {', '.join(drafts)}"
-            )
+    for metric in dict.fromkeys(metrics):
         draft = drafts[metric]
-        level = (alpha or stats.ALPHA) / len(metrics)
+        level = (look.alpha or stats.ALPHA) / len(set(metrics))
         effect = draft.effect and stats.at_alpha(draft.effect, level)
-        cell, reason = _with_effect(draft.cell, effect), draft.blocked or ("" if alpha else _SPENT)
+        cell, reason = _with_effect(draft.cell, effect), draft.blocked or ("" if look.alpha else _SPENT)
         outcome = _outcome(cell, reason, limit)
         if outcome == "inconclusive" and not reason and effect is not None:
             reason = _further(stats.blocks_to_settle(effect, max_slowdown, level), cell.num_blocks)
@@ -280,82 +326,90 @@ def _outcome(cell: Cell, blocked: str, limit: float) -> str:
 # ---- May they be compared? ----
 
 
-def _check(pair: Pair, allow_diff: Sequence[str]) -> tuple[list[Difference], list[str]]:
-    """Differences and warnings. Reads every request of both arms once. Raises IncomparableError, LoadError."""
-    warnings = [warning for run in pair.runs for warning in run.warnings]
+def _check_all(
+    pairs: Sequence[Pair], allow_diff: Sequence[str], keep_refused: bool
+) -> dict[Pair, tuple[list[Difference], list[str], str]]:
+    """Differences, warnings, and why it is refused ("" if it is not), of each pair.
+
+    Every request of every arm is read once and checked against its record. Raises IncomparableError, LoadError.
+    """
+    sides = {(run.paths.root, arm): (run, arm) for pair in pairs for run, arm in [*pair.baselines, *pair.candidates]}
+    broken: dict[tuple[Any, str], str] = {}
+    for key, (run, arm) in sides.items():
+        try:
+            load.verify(run, arm)
+        except load.LoadError as error:
+            if not keep_refused:
+                raise
+            broken[key] = str(error)
+    checked, errors = {}, []
+    for pair in pairs:
+        found = _differences(pair)
+        both = [(run.paths.root, arm) for run, arm in [*pair.baselines, *pair.candidates]]
+        refusal = next((broken[key] for key in both if key in broken), "") or _refusal(pair, found, allow_diff)
+        if refusal:
+            errors.append(refusal)
+        checked[pair] = found, [*_warnings(pair, found), *([refusal] if refusal else [])], refusal.split("\n")[0]
+    if errors and not (keep_refused and len(errors) < len(pairs)):
+        raise IncomparableError(errors[0])
+    return checked
+
+
+def _differences(pair: Pair) -> list[Difference]:
+    """Between the arms of each run; and between runs that add blocks, where none is due."""
     found: dict[Difference, None] = {}
     for baseline in pair.baselines:
         for candidate in pair.candidates:
-            if pair.interleaved and baseline[0] is not candidate[0]:
-                continue
-            repeats = sorted(set(baseline[0].points.repeat) & set(candidate[0].points.repeat))
-            found |= dict.fromkeys(differences.find(baseline, candidate, _treatment(pair), repeats))
+            if baseline[0] is candidate[0] or not pair.interleaved:
+                found |= dict.fromkeys(differences.find(baseline, candidate, pair.treatment))
+    for side in (pair.baselines, pair.candidates):
+        for other in side[1:]:
+            found |= dict.fromkeys(differences.find(side[0], other, []))
+    return list(found)
+
+
+def _refusal(pair: Pair, found: Sequence[Difference], allow_diff: Sequence[str]) -> str:
     refused = [each for each in found if not each.allowed and not _is_listed(each.key, allow_diff)]
-    if refused:
-        lines = [f"  {each.key}: {each.baseline} | {each.candidate}  ({each.where})" for each in refused[:10]]
-        more = [f"  and {len(refused) - 10} more"] if len(refused) > 10 else []
-        keys = ",".join(dict.fromkeys(each.key for each in refused[:5]))
-        names = f"{pair.baselines[0][1]} and {pair.candidates[0][1]}"
-        treatment = ", ".join(_treatment(pair)) or "nothing: the same arm twice"
-        advice = f"Declare it as compare.treatment, or compare all the same with --allow-diff {keys}"
-        head = f"{names} differ in more than the treatment ({treatment}):"
-        raise IncomparableError("\n".join([head, *lines, *more, advice]))
-    tolerated = [each.key for each in found if not each.allowed]
-    if tolerated:
-        warnings.append(f"compared although the arms also differ in {', '.join(tolerated)} (--allow-diff)")
-    if not pair.declared:
-        warnings.append("this pair or its level was not declared before the run: a finding after the fact (post hoc)")
-    if not pair.interleaved:
-        warnings.append("the arms were measured in different runs, so a drift of the machines is part of the ratio")
-    for run, arm in [*pair.baselines, *pair.candidates]:
-        complete = run.points[(run.points.arm == arm) & (run.points.state == "complete")]
-        for _ in load.read_requests(run, complete):
-            pass
-        if (
-            not load.is_imported(run)
-            and len(complete)
-            and load.effective(run, arm, int(complete.repeat.iloc[0])) is None
-        ):
-            warnings.append(
-                f"{arm}: nothing was read back from the live service: whether the flags arrived is not known"
-            )
-    return list(found), warnings + _no_effect(pair)
+    if not refused:
+        return ""
+    lines = [f"  {each.key}: {each.baseline} | {each.candidate}  ({each.where})" for each in refused[:10]]
+    more = [f"  and {len(refused) - 10} more"] if len(refused) > 10 else []
+    keys = ",".join(dict.fromkeys(each.key for each in refused))
+    treatment = ", ".join(pair.treatment) or "nothing: the same arm twice"
+    head = f"{' and '.join(pair.names)} differ in more than the treatment ({treatment}):"
+    advice = f"Declare it as compare.treatment, or compare all the same with --allow-diff {keys}"
+    return "\n".join([head, *lines, *more, advice])
 
 
 def _is_listed(key: str, listed: Sequence[str]) -> bool:
     return any(key == each or key.startswith(f"{each}.") for each in listed)
 
 
-def _no_effect(pair: Pair) -> list[str]:
-    """Declared flags that change nothing in this version of Ray."""
-    run, arm = pair.candidates[0]
-    service = load.effective(run, arm, 0)
-    return [] if service is None else [f"{arm}: {warning}" for warning in service["warnings"]]
+def _warnings(pair: Pair, found: Sequence[Difference]) -> list[str]:
+    warnings = [warning for run in pair.runs for warning in run.warnings]
+    if unlike := [each.key for each in found if not each.allowed]:
+        warnings.append(f"the arms differ in more than the treatment: {', '.join(unlike)} (--allow-diff)")
+    if not pair.interleaved:
+        warnings.append("the arms were measured in different runs, so a drift of the machines is part of the ratio")
+    elif not pair.declared:
+        warnings.append("this pair was not declared before the run: a finding after the fact (post hoc)")
+    for run, arm in [*pair.baselines, *pair.candidates]:
+        services = [load.effective(run, arm, repeat) for repeat in load.repeats(run, arm)]
+        if None in services and not load.is_imported(run):
+            warnings.append(f"{arm}: not every live service was read back: whether its flags arrived is not known")
+        flags = {warning: None for service in services if service for warning in service["warnings"]}
+        warnings += [f"{arm}: {warning}" for warning in flags]
+    return list(dict.fromkeys(warnings))
 
 
 def _levels(run: Run, arm: str) -> list[str]:
-    return sorted(run.points[run.points.arm == arm].level.unique())
-
-
-def _primary_level(run: Run, arm: str) -> str | None:
-    for cell in run.record["primary_cells"]:
-        if arm in (cell.get("baseline"), cell.get("candidate")):
-            return str(cell["level"])
-    return None
+    return sorted(run.points[run.points.arm == arm].level.unique(), key=load.level_order)
 
 
 def _declared(run: Run) -> Mapping[str, Any]:
     """How the run said that it would be compared."""
     defaults = {"treatment": ["profile"], "margin": 0.05, "max_looks": 1, "repeats": 1, "redeploy": "per_repeat"}
     return defaults | run.record["compare"]
-
-
-def _treatment(pair: Pair) -> list[str]:
-    return list(dict.fromkeys(axis for run in pair.runs for axis in _declared(run)["treatment"]))
-
-
-def _repeats(run: Run) -> int:
-    return int(_declared(run)["repeats"])
 
 
 # ---- Figures ----
@@ -365,7 +419,7 @@ def _drafts(pair: Pair, floors: Mapping[tuple[str, str], stats.Effect]) -> list[
     sides = [
         pd.concat([_rows(*each) for each in side], ignore_index=True) for side in (pair.baselines, pair.candidates)
     ]
-    shared = sorted(set(sides[0].level) & set(sides[1].level), reverse=True)
+    shared = sorted(set(sides[0].level) & set(sides[1].level), key=load.level_order, reverse=True)
     drafts = []
     for level in shared:
         frames = [side[side.level == level] for side in sides]
@@ -411,8 +465,8 @@ def _draft(
         concurrency=None if pd.isna(first.concurrency) else int(first.concurrency),
         offered_rps=None if pd.isna(first.offered_rps) else float(first.offered_rps),
         axes=pair.axes,
-        baseline=pair.baselines[0][1],
-        candidate=pair.candidates[0][1],
+        baseline=pair.names[0],
+        candidate=pair.names[1],
         baseline_value=stats.geometric_mean_interval(used[0])[0] if effect else None,
         candidate_value=stats.geometric_mean_interval(used[1])[0] if effect else None,
         ratio=None,
@@ -447,22 +501,25 @@ def _blocked(
 ) -> str:
     """Why there can be no verdict, whatever the figures; "" if there can be one."""
     if not all(used):
-        names = (pair.baselines[0][1], pair.candidates[0][1])
         return "no block with both points VALID: " + "; ".join(
-            f"{name} {_state(frame, metric)}" for name, frame in zip(names, frames, strict=True)
+            f"{name} {_state(frame, metric)}" for name, frame in zip(pair.names, frames, strict=True)
         )
     if effect is None:
         return "a value of 0 has no ratio"
     if any("single_run" in str(notes) for frame in frames for notes in frame.notes):
         return "single run, no interval"
     if any(run.in_progress for run in pair.runs):
-        return "the run is not complete yet; a verdict now would be a look too many"
+        return "the run is not complete yet; a verdict now would be one more look"
     if any(_declared(run)["redeploy"] == "never" for run in pair.runs):
         return "one deployment an arm (cluster.redeploy=never): repeats of it are no replicates"
     if not pair.interleaved:
         return "the arms were not interleaved in one run, so drift and treatment cannot be told apart"
+    if not pair.declared:
+        return "this pair was not declared before the run (post hoc)"
     if effect.num_blocks < 2:
         return "one block, no interval: sweep.repeats=5 gives one"
+    if effect.log_se is not None and effect.log_se < 1e-9:
+        return "all blocks have the same ratio: counts too small, or not measured, to tell noise"
     return ""
 
 
@@ -542,13 +599,30 @@ def _further(total: tuple[int, int | None], done: int) -> str:
     )
 
 
-# ---- Noise floor and looks ----
+# ---- Noise floor ----
 
 
-def _floor(floor: Run | None, pair: Pair) -> dict[tuple[str, str], stats.Effect]:
-    """Effects of an A/A run by metric and level. Raises IncomparableError for one that cannot serve."""
+def _floors(floor: Run | None, pairs: Sequence[Pair]) -> dict[Pair, dict[tuple[str, str], stats.Effect]]:
+    """Effects of an A/A run by metric and level, for the pairs it fits.
+
+    Raises IncomparableError if it can serve none of them.
+    """
     if floor is None:
         return {}
+    found, errors = {}, []
+    for pair in pairs:
+        try:
+            found[pair] = _floor(floor, pair)
+        except IncomparableError as error:
+            errors.append(str(error))
+    if not found:
+        raise IncomparableError(errors[0])
+    return found
+
+
+def _floor(floor: Run, pair: Pair) -> dict[tuple[str, str], stats.Effect]:
+    if floor.in_progress:
+        raise IncomparableError(f"--floor {floor.paths.root} is not complete")
     twins = [
         each
         for each in declared_pairs(floor)
@@ -557,53 +631,28 @@ def _floor(floor: Run | None, pair: Pair) -> dict[tuple[str, str], stats.Effect]
     if not twins:
         raise IncomparableError(f"--floor {floor.paths.root} is no A/A run: it compares no arm with itself")
     for twin in twins:
-        unlike = differences.find(twin.baselines[0], pair.baselines[0], ["profile"], [])
-        unlike = [each for each in unlike if not each.allowed]
+        # Whose noise it is may be either arm's, so the profile is free.
+        unlike = [
+            each for each in differences.find(twin.baselines[0], pair.baselines[0], ["profile"]) if not each.allowed
+        ]
         if not unlike:
             break
     else:
         text = "; ".join(f"{each.key}: {each.baseline} | {each.candidate}" for each in unlike[:5])
         raise IncomparableError(f"--floor {floor.paths.root} measured something else: {text}")
     effects = {(draft.cell.metric, draft.cell.level): draft.effect for draft in _drafts(twin, {})}
-    primary = effects.get((THROUGHPUT, pair.level))
-    if primary is None or primary.num_blocks < MIN_FLOOR_BLOCKS:
-        found = 0 if primary is None else primary.num_blocks
-        raise IncomparableError(
-            f"--floor {floor.paths.root} has {found} VALID blocks of throughput at {pair.level}; an A/A run needs "
-            f"{MIN_FLOOR_BLOCKS} there"
-        )
-    return {
-        key: effect for key, effect in effects.items() if effect is not None and effect.num_blocks >= MIN_FLOOR_BLOCKS
+    usable = {
+        key: effect
+        for key, effect in effects.items()
+        if effect and effect.log_sd is not None and effect.num_blocks >= MIN_FLOOR_BLOCKS
     }
-
-
-def _look(pair: Pair) -> int:
-    """Which look this is, from 1: one more than the looks at fewer blocks. Looking at the same blocks again is none."""
-    earlier = {look["num_blocks"] for run in pair.runs for look in _looks(run, pair)}
-    return 1 + sum(num_blocks < pair.num_planned for num_blocks in earlier)
-
-
-def _looks(run: Run, pair: Pair) -> Iterable[Mapping[str, Any]]:
-    arms = (pair.baselines[0][1], pair.candidates[0][1])
-    return [look for look in run.record["looks"] if (look["baseline"], look["candidate"]) == arms]
-
-
-def _record_look(pair: Pair, look: int) -> None:
-    """Note in each run.json that these blocks have been looked at. A comparison without verdict is no look."""
-    if not pair.interleaved or any(run.in_progress or load.is_imported(run) for run in pair.runs):
-        return
-    for run in pair.runs:
-        if any(each["num_blocks"] == pair.num_planned for each in _looks(run, pair)):
-            continue
-        entry = {
-            "baseline": pair.baselines[0][1],
-            "candidate": pair.candidates[0][1],
-            "num_blocks": pair.num_planned,
-            "look": look,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        run.record["looks"].append(entry)
-        results.write_json(run.paths.run_json, run.record)
+    if (THROUGHPUT, pair.level) not in usable:
+        primary = effects.get((THROUGHPUT, pair.level))
+        raise IncomparableError(
+            f"--floor {floor.paths.root} has {primary.num_blocks if primary else 0} VALID blocks of throughput at "
+            f"{pair.level}; an A/A run needs {MIN_FLOOR_BLOCKS} there, each freshly deployed"
+        )
+    return usable
 
 
 # ---- In words ----
@@ -611,7 +660,7 @@ def _record_look(pair: Pair, look: int) -> None:
 
 def _summary(pair: Pair, cells: Sequence[Cell], primary: Cell | None, margin: float) -> str:
     """The sentence an engineer would repeat."""
-    baseline, candidate = pair.baselines[0][1], pair.candidates[0][1]
+    baseline, candidate = pair.names
     start = f"{pair.axes}: " if pair.axes else ""
     if primary is None or primary.ratio is None:
         why = primary.reason if primary else "no level in common"
@@ -627,11 +676,12 @@ def _summary(pair: Pair, cells: Sequence[Cell], primary: Cell | None, margin: fl
 def _fallback(cells: Sequence[Cell]) -> str:
     """The highest level that has a ratio, when the primary has none: after the fact, so no verdict."""
     known = [cell for cell in cells if cell.metric == THROUGHPUT and cell.ratio is not None]
-    return f" Post hoc: {_throughput(max(known, key=lambda cell: cell.level))}." if known else ""
+    return f" Post hoc: {_throughput(max(known, key=lambda cell: load.level_order(cell.level)))}." if known else ""
 
 
 def _throughput(cell: Cell) -> str:
-    blocks = f"{cell.num_blocks} block{'s' if cell.num_blocks != 1 else ''}"
+    of = f" of {cell.num_planned}" if cell.num_blocks < cell.num_planned else ""
+    blocks = f"{cell.num_blocks}{of} block{'s' if (cell.num_planned if of else cell.num_blocks) != 1 else ''}"
     return f"{effect_text(cell)} the throughput at {level_text(cell.level)}, {blocks}"
 
 

@@ -37,24 +37,22 @@ class Difference:
     allowed: bool
 
 
-def find(
-    baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str], repeats: Iterable[int]
-) -> list[Difference]:
-    """All differences between two arms, each once. `repeats`: the blocks whose live services are compared."""
+def find(baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str]) -> list[Difference]:
+    """All differences between two arms, each once, over all repeats that both have."""
     declared = _declared(baseline, candidate, treatment)
-    found = {each: None for each in declared}
-    found |= {each: None for each in _client(baseline, candidate)}
-    for repeat in repeats:
-        services = load.effective(*baseline, repeat), load.effective(*candidate, repeat)
-        if services[0] is None or services[1] is None:
-            continue
-        found |= {each: None for each in _effective(services[0], services[1], _env_of(declared), treatment)}
+    found = dict.fromkeys([*declared, *_client(baseline, candidate)])
+    if not treatment:
+        keys = [{"service_key": load.arm_record(run, arm)["service_key"]} for run, arm in (baseline, candidate)]
+        found |= dict.fromkeys(_diff(keys[0], keys[1], "declared", lambda key: False))
+    services = [
+        {repeat: load.effective(run, arm, repeat) for repeat in load.repeats(run, arm)}
+        for run, arm in (baseline, candidate)
+    ]
+    for repeat in sorted(services[0].keys() & services[1].keys()):
+        a, b = services[0][repeat], services[1][repeat]
+        if a is not None and b is not None:
+            found |= dict.fromkeys(_effective(a, b, _env_of(declared), treatment))
     return list(found)
-
-
-def proof_is_missing(baseline: tuple[Run, str], candidate: tuple[Run, str]) -> bool:
-    """Whether nothing was read back from a live service, so that nobody knows if the flags arrived."""
-    return any(load.effective(run, arm, 0) is None for run, arm in (baseline, candidate))
 
 
 def _declared(baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str]) -> list[Difference]:
@@ -88,18 +86,23 @@ def _env_of(declared: Sequence[Difference]) -> dict[str, tuple[str, str]]:
 
 
 def _client(baseline: tuple[Run, str], candidate: tuple[Run, str]) -> list[Difference]:
-    """The load client: its versions and processes, at the first level both have measured."""
-    rows = [
-        run.points[(run.points.arm == arm) & (run.points.state == "complete")] for run, arm in (baseline, candidate)
-    ]
-    shared = [level for level in rows[0].level.unique() if level in set(rows[1].level)]
-    if not shared:
-        return []
-    facts = []
-    for (run, _), frame in zip((baseline, candidate), rows, strict=True):
-        client = load.trial(run, frame[frame.level == shared[-1]].iloc[0].to_dict())["client"]
-        facts.append(flatten({"client": {name: client.get(name) for name in ("num_processes", "versions")}}))
-    return _diff(facts[0], facts[1], "effective", allowed=lambda key: False)
+    """The load client, level by level: its versions and number of processes over all trials."""
+    facts = [_client_facts(*side) for side in (baseline, candidate)]
+    shared = facts[0].keys() & facts[1].keys()
+    found = [_diff(facts[0][level], facts[1][level], "effective", lambda key: False) for level in sorted(shared)]
+    return [each for differences in found for each in differences]
+
+
+def _client_facts(run: Run, arm: str) -> dict[str, dict[str, str]]:
+    levels: dict[str, dict[str, set[str]]] = {}
+    for row in load.records(run.points[(run.points.arm == arm) & (run.points.state == "complete")]):
+        client = load.trial(run, row)["client"]
+        known = flatten({"client": {name: client.get(name) for name in ("num_processes", "versions")}})
+        for key, value in known.items():
+            levels.setdefault(row["level"], {}).setdefault(key, set()).add(value)
+    return {
+        level: {key: " / ".join(sorted(values)) for key, values in facts.items()} for level, facts in levels.items()
+    }
 
 
 def _effective(
@@ -117,7 +120,8 @@ def _effective(
     found += [
         Difference(f"env.{name}", f"declared {a}", f"declared {b}, but found the same", "effective", allowed=False)
         for name, (a, b) in declared_env.items()
-        if kinds and env[0].get(name, UNSET) == env[1].get(name, UNSET)
+        # One that is reported by neither is not of the kind that is read back; its arrival was checked at the start.
+        if (name in env[0] or name in env[1]) and env[0].get(name, UNSET) == env[1].get(name, UNSET)
     ]
     constants = [_by_name(service, "constants", kinds, ignored) for service in (baseline, candidate)]
     found += _diff(constants[0], constants[1], "consequence", lambda name: True, prefix="constant.")

@@ -45,7 +45,7 @@ def arm_points(run: Run, requests: Sequence[Requests] = ()) -> pd.DataFrame:
         for metric in METRICS:
             values = used[metric].dropna().to_numpy(dtype=float)
             if len(values):
-                value, low, high, interval = _interval(metric, values, within)
+                value, low, high, interval = _interval(metric, values, within, _has_replicates(run))
                 rows.append(
                     {**facts, "metric": metric, "value": value, "ci_low": low, "ci_high": high, "interval": interval}
                 )
@@ -59,12 +59,19 @@ def _axes(run: Run, arm: str) -> str:
     return ", ".join(f"{axis}={value}" for axis, value in held)
 
 
-def _interval(metric: str, values: np.ndarray, within: Sequence[Requests]) -> tuple[float, float, float, str]:
+def _has_replicates(run: Run) -> bool:
+    """Whether each block was deployed afresh; else its scatter says nothing of another deployment."""
+    return bool(run.record["compare"].get("redeploy") != "never")
+
+
+def _interval(
+    metric: str, values: np.ndarray, within: Sequence[Requests], replicates: bool
+) -> tuple[float, float, float, str]:
     """Value, low, high (NaN without) and what kind of interval it is."""
     if values.min() <= 0:
         return float(values.mean()), np.nan, np.nan, ""
     value, low, high = stats.geometric_mean_interval(values)
-    if low is not None and high is not None:
+    if low is not None and high is not None and replicates:
         return value, low, high, BETWEEN
     if len(within) == 1 and within[0].histograms is not None:
         counts, edges = within[0].histograms
@@ -112,7 +119,7 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
     The peak is the highest throughput of a measured level whose p99 meets the SLO, block by block; the ratio has an
     interval where at least two blocks have both peaks.
     """
-    rows = []
+    rows, replicates = [], _has_replicates(run)
     for pair in declared_pairs(run):
         sides = [_valid_rows(run, side[0][1]) for side in (pair.baselines, pair.candidates)]
         p99s = pd.concat(sides).latency_p99_ms
@@ -131,8 +138,8 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
                     "baseline_peak_rps": _mean(peaks[0]),
                     "candidate_peak_rps": _mean(peaks[1]),
                     "ratio": effect.ratio if effect else np.nan,
-                    "ci_low_ratio": effect.ci_low_ratio if effect else None,
-                    "ci_high_ratio": effect.ci_high_ratio if effect else None,
+                    "ci_low_ratio": effect.ci_low_ratio if effect and replicates else None,
+                    "ci_high_ratio": effect.ci_high_ratio if effect and replicates else None,
                     "num_blocks": len(both),
                 }
             )
@@ -200,5 +207,11 @@ def slo_p99_ms(run: Run) -> dict[str, float]:
 
 
 def all_requests(run: Run) -> list[Requests]:
-    """Every trial's requests, read once. Raises LoadError."""
-    return list(load.read_requests(run, run.points[run.points.state == "complete"]))
+    """Every trial's requests, read once. What cannot be read is left out: a comparison is refused for it, in words."""
+    found: list[Requests] = []
+    for _, row in run.points[run.points.state == "complete"].iterrows():
+        try:
+            found += load.read_requests(run, row.to_frame().T)
+        except load.LoadError:
+            continue
+    return found

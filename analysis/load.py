@@ -42,17 +42,18 @@ class Run:
         done, planned = int((self.points.state != "planned").sum()), len(self.points)
         if self.record["status"] != "complete":
             found.append(f"{self.paths.root} is {self.record['status']}: {done} of {planned} trials are done")
-        found += [f"{self.paths.root}: {error.splitlines()[0]}" for error in self.record["errors"]]
+        found += [f"{self.paths.root}: {' '.join(error.split())[:200]}" for error in self.record["errors"]]
         return found
 
     @property
     def in_progress(self) -> bool:
         """Blocks are still to come: a verdict now would be a look that was not planned."""
-        return self.record["status"] in ("running", "interrupted")
+        return self.record["status"] in ("running", "interrupted") or bool((self.points.state == "planned").any())
 
 
 def load_run(directory: Path) -> Run:
     """Raises LoadError for a directory that is no run, or one written in another schema."""
+    directory = directory.resolve()  # a run has one name, or its blocks could be counted twice
     paths = RunPaths(directory)
     if not paths.run_json.is_file():
         raise LoadError(f"{directory} is no run directory: {_what_is_there(directory)}")
@@ -146,6 +147,17 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
+def level_order(level: str) -> tuple[str, float]:
+    """Sorts levels by their number: c9999 before c10000."""
+    return level[0], float(level[1:])
+
+
+def repeats(run: Run, arm: str) -> list[int]:
+    """Repeats of the arm that have a complete trial."""
+    complete = run.points[(run.points.arm == arm) & (run.points.state == "complete")]
+    return sorted(complete.repeat.unique().tolist())
+
+
 def arm_record(run: Run, arm: str) -> Mapping[str, Any]:
     """The arm as planned: name, axes, levels, copy, service_key."""
     return next(each for each in run.record["plan"]["arms"] if each["name"] == arm)
@@ -168,12 +180,12 @@ def trial(run: Run, row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def effective(run: Run, arm: str, repeat: int) -> Mapping[str, Any] | None:
     """What the live service reported; None where nothing was read back (imported results, foreign endpoints)."""
-    arms = [each["name"] for each in run.record["plan"]["arms"] if _same_service(run, each["name"], arm)]
-    for name in [arm, *arms]:
-        for folder in (repeat, 0):  # one deployment for all repeats lies in r0
-            path = run.paths.effective_json(name, folder)
-            if path.exists():
-                return dict(results.read_json(path))
+    arms = [arm, *(name for name in run.arms if name != arm and _same_service(run, name, arm))]
+    one_for_all = run.record["compare"].get("redeploy") == "never"  # its only service lies in r0
+    for name in arms:
+        path = run.paths.effective_json(name, 0 if one_for_all else repeat)
+        if path.exists():
+            return dict(results.read_json(path))
     return None
 
 
@@ -212,31 +224,49 @@ class Requests:
 
 
 def read_requests(run: Run, rows: pd.DataFrame) -> Iterator[Requests]:
-    """Every request of these complete trials, read once and checked against the trial's own record.
-
-    Trials of imported results without requests are left out. Raises LoadError when a `samples.parquet` is
-    missing, truncated, or says something else than `trial.json`.
-    """
+    """Every request of these complete trials, checked as by `verify`; trials without any on record are left out."""
     for row in records(rows):
         record = trial(run, row)
-        path = run.paths.samples(row["arm"], row["level"], row["repeat"])
-        if not path.exists() and is_imported(run):
-            continue
-        try:
-            samples = results.read_samples(path)
-        except (OSError, ValueError) as error:
-            raise LoadError(f"{row['arm']}/{row['trial_id']}: {error}") from error
-        _check(record, samples, path)
-        yield _requests(row, record, samples)
+        samples = _samples(run, row, record)
+        if samples is not None:
+            yield _requests(row, record, samples)
 
 
-def _check(record: Mapping[str, Any], samples: pa.Table, path: Path) -> None:
+def verify(run: Run, arm: str) -> None:
+    """Do summary, records and requests of the arm's complete trials say the same?
+
+    Raises LoadError when a `samples.parquet` is missing, truncated, or says something else than `trial.json`, or that
+    something else than the summary. Imported results may have no requests.
+    """
+    for row in records(run.points[(run.points.arm == arm) & (run.points.state == "complete")]):
+        _samples(run, row, trial(run, row))
+
+
+def _samples(run: Run, row: Mapping[str, Any], record: Mapping[str, Any]) -> pa.Table | None:
+    path = run.paths.samples(row["arm"], row["level"], row["repeat"])
+    where = f"{row['arm']}/{row['trial_id']}"
+    for name in ("throughput_rps", "latency_p50_ms", "latency_p99_ms", "num_failed"):
+        if not _same(row[name], record["metrics"].get(name)) or row["valid"] is not record["valid"]:
+            raise LoadError(f"{where}: the summary and trial.json disagree; one of them was changed")
+    if not path.exists() and is_imported(run):
+        return None
+    try:
+        samples = results.read_samples(path)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{where}: {error}") from error
     found = results.compute_metrics(samples, record["duration_s"], {})
     for name in ("num_successful", "num_failed", "throughput_rps", "latency_p50_ms", "latency_p99_ms"):
-        recorded, value = record["metrics"].get(name), found[name]
-        same = recorded == value or (recorded is not None and value is not None and np.isclose(recorded, value))
-        if not same:
-            raise LoadError(f"{path} gives {name} {value}, but trial.json says {recorded}: one of them was changed")
+        if not _same(found[name], record["metrics"].get(name)):
+            raise LoadError(
+                f"{path} gives {name} {found[name]}, but trial.json says {record['metrics'].get(name)}: "
+                "one of them was changed"
+            )
+    return samples
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    missing = [value is None or bool(np.isnan(value)) for value in (a, b)]
+    return all(missing) or (not any(missing) and bool(np.isclose(a, b)))  # type: ignore[arg-type]
 
 
 def _requests(row: Mapping[str, Any], record: Mapping[str, Any], samples: pa.Table) -> Requests:

@@ -648,4 +648,4 @@ def _write(
         "primary_cells": primary,
         "provenance": {"imported": {"kind": kind, "files": sources}},
     }
-    results.write_json(run.run_json, record | {key: [] for key in ("resumed", "errors", "timeline", "looks")})
+    results.write_json(run.run_json, record | {key: [] for key in ("resumed", "errors", "timeline")})

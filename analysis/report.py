@@ -1,7 +1,7 @@
 """What does a person need to read to believe, or doubt, a verdict? The page of a run, `report.html`.
 
 Computes no statistics: every figure comes from `analysis/compare.py` or from the records of the run. What came from
-outside (names, errors, flags) is escaped. The same facts as Markdown, in a terminal, as JSON and JUnit: `text.py`.
+outside (names, errors, flags) is escaped. The same facts as Markdown, in a terminal, as JSON and JUnit: `formats.py`.
 """
 
 import base64
@@ -308,7 +308,7 @@ def write(
     """
     from analysis import frames, plots  # matplotlib takes a second, which a gate need not wait for
 
-    comparisons = compare.compare_run(run, floor, more, allow_diff)
+    comparisons = compare.compare_run(run, floor, more, allow_diff, record=True)
     cells, requests = compare.cells_frame(comparisons), frames.all_requests(run)
     drawn = plots.all_figures(
         frames.arm_points(run, requests),

@@ -41,7 +41,11 @@ def ratio_texts(cell: "Cell") -> tuple[str, str]:
     if cell.ratio is None or low is None or high is None or is_missing(low) or is_missing(high):
         return f"×{number(cell.ratio)}", ""
     if max(high, cell.ratio) >= 100 or min(low, cell.ratio) < 0.1:
-        return f"×{number(cell.ratio)}", f"{number(low)} to {number(high)}"
+        # Two blocks may span ten orders of magnitude: how many says nothing.
+        wide = (low < cell.ratio / 100, high > cell.ratio * 100)
+        low_text = f"<{number(cell.ratio / 100, 1)}" if wide[0] else number(low)
+        high_text = f">{number(cell.ratio * 100, 1)}" if wide[1] else number(high)
+        return f"×{number(cell.ratio)}", f"{low_text} to {high_text}"
     decimals = 1 if max(high, cell.ratio) >= 10 else 2
     while decimals < 4 and any(bound != 1 and round(bound, decimals) == 1 for bound in (low, high)):
         decimals += 1

@@ -97,7 +97,6 @@ class Run:
                 "resumed": [],
                 "errors": [],
                 "timeline": [],
-                "looks": [],
             }
         self._write_run()
         results.write_summary(paths.root, self.rows)
@@ -109,7 +108,10 @@ class Run:
 
     def go(self) -> int:
         """Run every trial that has no valid result yet; returns the exit code, unless interrupted."""
-        todo = {_key(trial) for trial in self.plan.trials if self._rows[_key(trial)]["valid"] is not True}
+        todo = self._todo()
+        for trial in self.plan.trials:
+            if _key(trial) in todo and set_aside(self.paths.trial_dir(trial.arm.name, trial.level, trial.repeat)):
+                self._rows[_key(trial)] = _planned_row(trial, self.paths.run_id)
         try:
             with Progress(self.plan, len(todo)) as self._progress:
                 for wave in self.plan.waves:
@@ -136,6 +138,19 @@ class Run:
             return EXIT_FAILED
         self._finish("complete")
         return EXIT_OK if all(row["valid"] for row in self.rows) else EXIT_INVALID
+
+    def _todo(self) -> set[tuple[str, str]]:
+        """Trials without a valid result, and what they are compared with in the same block.
+
+        A ratio is of two points measured under the same conditions: had only one of them been measured again, an
+        hour later, whatever has drifted since would be part of it.
+        """
+
+        def place(trial: Trial) -> tuple[Any, ...]:
+            return trial.arm.other_axes, trial.repeat, trial.concurrency
+
+        open_places = {place(trial) for trial in self.plan.trials if self._rows[_key(trial)]["valid"] is not True}
+        return {_key(trial) for trial in self.plan.trials if place(trial) in open_places}
 
     @contextlib.contextmanager
     def _timed(self, what: str, name: str) -> Iterator[None]:
@@ -202,7 +217,6 @@ class Run:
 
     def _record_trial(self, trial: Trial, running: Running) -> None:
         directory = self.paths.trial_dir(trial.arm.name, trial.level, trial.repeat)
-        set_aside(directory)
         directory.mkdir(parents=True)
         try:
             with self._timed("trial", f"{trial.arm.name}/{trial.id}"):
@@ -270,8 +284,6 @@ class Run:
 
     def _record_failure(self, trial: Trial, stage: str, error: str, log: Path) -> None:
         path = self.paths.failure_json(trial.arm.name, trial.level, trial.repeat)
-        if stage == "service":
-            set_aside(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         results.write_json(
             path,

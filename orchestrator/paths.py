@@ -13,7 +13,7 @@ from pathlib import Path
 
 # What a run directory holds beside its arms, so no arm may be called so.
 _RESERVED = frozenset(
-    {"services", "plots", "run.json", "summary.parquet", "summary.csv", "comparison.csv", "report.html"}
+    {"services", "plots", "run.json", "summary.parquet", "summary.csv", "comparison.csv", "report.html", "looks.jsonl"}
 )
 _MAX_NAME_CHARS = 120  # of the 255 bytes a file system allows; an attempt's suffix and a temporary's come on top
 
@@ -81,6 +81,11 @@ class RunPaths:
     @property
     def comparison_csv(self) -> Path:
         return self.root / "comparison.csv"
+
+    @property
+    def looks_jsonl(self) -> Path:
+        """One line a look at the comparison, appended."""
+        return self.root / "looks.jsonl"
 
     @property
     def report_html(self) -> Path:

@@ -200,13 +200,15 @@ def _groups(arms: Iterable[Arm]) -> dict[tuple[tuple[str, str], ...], list[Arm]]
 def _baseline(members: Sequence[Arm]) -> Arm:
     declared = members[0].config.compare.baseline
     wanted = declared or PROFILE_BASELINE
-    for arm in members:
-        if wanted == arm.name or wanted in [arm.axes.get(axis) for axis in arm.treatment]:
-            return arm
-    if declared and len(members) > 1:
-        found = ", ".join(arm.name for arm in members)
+    if named := [arm for arm in members if arm.name == wanted]:
+        return named[0]
+    found = ", ".join(arm.name for arm in members)
+    matching = [arm for arm in members if wanted in [arm.axes.get(axis) for axis in arm.treatment]]
+    if len(matching) > 1 and any(arm.axes != matching[0].axes for arm in matching):
+        raise ConfigError(f"compare.baseline={wanted!r} fits several of the arms that are compared; name one: {found}")
+    if declared and not matching and len(members) > 1:
         raise ConfigError(f"compare.baseline={declared!r} is none of the arms that are compared: {found}")
-    return members[0]
+    return matching[0] if matching else members[0]
 
 
 def _check_treatment(arms: Sequence[Arm]) -> None:

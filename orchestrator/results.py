@@ -115,7 +115,6 @@ RUN_KEYS = {
     "resumed": "list, one entry a resume: at, and provenance then",
     "errors": "list of messages of what failed outside any trial",
     "timeline": "list: what (service, bring_up, trial, cool_down), name, start_s, end_s since the (resumed) run began",
-    "looks": "list, one entry a look at a comparison: baseline, candidate, planned blocks then, and when (at)",
 }
 TRIAL_KEYS = {
     "schema_version": "as in run.json",
@@ -183,6 +182,15 @@ EFFECTIVE_KEYS = {
     "listener": "process that owns the HTTP port",
     "versions": "object: package to version, read inside the cluster",
     "hardware": "object: CPU model, num_cpus, memory in GiB and accelerators of each node",
+}
+
+LOOK_KEYS = {
+    "look": "which look at the run this is, from 1; looking at the same points again is none",
+    "points": "digest of the VALID points that were looked at",
+    "num_blocks": "VALID blocks of the primary cells then",
+    "num_planned": "planned blocks of the primary cells",
+    "alpha": "the share of the error of 0.05 that this look had",
+    "at": "ISO 8601, UTC",
 }
 
 INVALID_REASONS = {

@@ -97,7 +97,6 @@ def make_run(
         "resumed": [],
         "errors": [],
         "timeline": [],
-        "looks": [],
     }
     assert record.keys() == results.RUN_KEYS.keys()
     results.write_json(paths.run_json, record)

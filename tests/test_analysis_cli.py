@@ -99,8 +99,13 @@ def test_gate(tmp_path: Path, root: Path) -> None:
     suite = ET.parse(tmp_path / "x.xml").getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
     assert "PASS" in (tmp_path / "x.md").read_text()
-    slower = analysis("gate", arms[1], arms[0], "--max-slowdown", 0.03)
+    other = make_run(tmp_path / "slower", {"baseline": 30.0, "optimized": 20.0}).root
+    slower = analysis("gate", f"{other}:baseline", f"{other}:optimized", "--max-slowdown", 0.03)
     assert slower.returncode == 1, slower.stdout
+    nowhere = analysis("gate", *arms, "--max-slowdown", 0.03, "--junit", tmp_path / "no" / "x.xml")
+    assert nowhere.returncode == 2, nowhere.stderr
+    itself = analysis("gate", arms[0], arms[0], "--max-slowdown", 0.03)
+    assert itself.returncode == 4
 
 
 def test_report_and_list(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ def run_of(tmp_path: Path) -> MakeRun:
     return make
 
 
-def only(run: Run, **kwargs: object) -> Comparison:
-    [comparison] = compare.compare_run(run, **kwargs)  # type: ignore[arg-type]
+def only(run: Run, record: bool = True, **kwargs: object) -> Comparison:
+    [comparison] = compare.compare_run(run, record=record, **kwargs)  # type: ignore[arg-type]
     return comparison
 
 
@@ -160,7 +160,7 @@ def test_a_run_in_progress_has_no_verdict_and_is_no_look(run_of: MakeRun) -> Non
     assert comparison.primary.verdict == "INCONCLUSIVE"
     assert comparison.primary.num_blocks == 2
     assert "is running: 14 of 20 trials are done" in comparison.warnings[0]
-    assert json.loads(run.paths.run_json.read_text())["looks"] == []
+    assert not run.paths.looks_jsonl.exists()
 
 
 # ---- Noise floor ----
@@ -196,34 +196,81 @@ def test_a_floor_must_fit(run_of: MakeRun) -> None:
 # ---- Looks and further blocks ----
 
 
+def looks_of(run: Run) -> list[tuple[int, float]]:
+    lines = run.paths.looks_jsonl.read_text().splitlines()
+    return [(each["num_blocks"], round(each["alpha"], 6)) for each in map(json.loads, lines)]
+
+
 def test_blocks_of_further_runs_are_added_and_looks_are_spent(run_of: MakeRun) -> None:
-    first, second = (run_of(name, TWO, max_looks=2, seed=seed) for seed, name in enumerate(("a", "b")))
+    first, second, third = (run_of(name, TWO, max_looks=2, seed=seed) for seed, name in enumerate("abc"))
     one = only(first)
     assert one.look == 1
     assert one.primary is not None
     assert one.primary.confidence == pytest.approx(0.975)
-    assert only(load.load_run(first.paths.root)).look == 1  # the same blocks again
-    both = only(load.load_run(first.paths.root), more=[second])
+    assert only(first).look == 1  # the same points again
+    both = only(first, more=[second])
     assert both.look == 2
     assert both.primary is not None
     assert both.primary.num_blocks == 6
     assert both.primary.confidence == pytest.approx(0.9875)
-    third = run_of("c", TWO, max_looks=2, seed=5)
-    spent = only(load.load_run(first.paths.root), more=[second, third])
+    assert only(second, more=[first]).look == 2  # the same points in another order
+    spent = only(first, more=[second, third])
     assert spent.primary is not None
     assert (spent.look, spent.primary.verdict) == (3, "INCONCLUSIVE")
     assert "spent" in spent.primary.reason
-    looks = json.loads(first.paths.run_json.read_text())["looks"]
-    assert [(look["num_blocks"], look["look"]) for look in looks] == [(3, 1), (6, 2), (9, 3)]
+    assert looks_of(first) == [(3, 0.025), (6, 0.0125)]
+
+
+def test_choosing_among_sets_of_one_size_is_looking_again(run_of: MakeRun) -> None:
+    runs = [run_of(name, TWO, max_looks=4, seed=seed) for seed, name in enumerate("abc")]
+    found = [only(runs[0], more=[other]).look for other in runs[1:]]
+    assert [*found, only(runs[0]).look] == [1, 2, 3]
 
 
 def test_with_one_look_declared_it_has_the_whole_error(run_of: MakeRun) -> None:
     run, more = run_of("a", TWO), run_of("b", TWO, seed=1)
     assert only(run).primary.confidence == 0.95  # type: ignore[union-attr]
-    again = only(load.load_run(run.paths.root), more=[more])
+    again = only(run, more=[more])
     assert again.primary is not None
     assert again.primary.verdict == "INCONCLUSIVE"
     assert again.primary.num_blocks == 6
+    assert looks_of(run) == [(3, 0.05)]
+
+
+def test_blocks_that_are_not_there_yet_keep_their_share_of_the_error(run_of: MakeRun) -> None:
+    invalid = [("baseline", 16, 3), ("optimized", 16, 4)]
+    before = only(run_of("run", TWO, repeats=5, invalid=invalid))
+    assert before.primary is not None
+    assert before.primary.confidence == pytest.approx(0.97)
+    assert "2 of 5 blocks are missing" in before.warnings[-1]
+    looks = (Path(before.baseline_run) / "looks.jsonl").read_text()
+    resumed = run_of("resumed", TWO, repeats=5)
+    resumed.paths.looks_jsonl.write_text(looks)  # as if the same run had been filled
+    after = only(resumed)
+    assert after.primary is not None
+    assert after.look == 2
+    assert after.primary.confidence == pytest.approx(0.98)
+
+
+def test_a_notebook_may_look_without_spending(run_of: MakeRun) -> None:
+    run = run_of("run", TWO)
+    assert only(run, record=False).look == 1
+    assert not run.paths.looks_jsonl.exists()
+
+
+def test_runs_that_add_blocks_must_be_alike(run_of: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of("a", TWO, max_looks=2)
+    with pytest.raises(IncomparableError, match=r"compare\.max_looks=1"):
+        only(run, more=[run_of("b", TWO)])
+    other = {arm: {"workload.payload_bytes": 99} for arm in TWO}
+    with pytest.raises(IncomparableError, match=r"workload\.payload_bytes: 10 \| 99"):
+        only(run, more=[run_of("c", TWO, config=other, max_looks=2)])
+    newer = {arm: {"versions": {"ray": "2.61.0"}} for arm in TWO}
+    with pytest.raises(IncomparableError, match=r"versions\.ray"):
+        only(run, more=[run_of("d", TWO, effective=newer, max_looks=2)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LoadError, match="cannot add blocks to itself"):
+        only(run, more=[load.load_run(Path("a"))])
 
 
 # ---- Refusals ----
@@ -270,13 +317,13 @@ def test_samples_that_do_not_say_what_the_record_says(run_of: MakeRun) -> None:
     path = run.paths.samples("baseline", "c0016", 1)
     samples = results.read_samples(path)
     results.write_samples(path, samples.slice(0, len(samples) // 2))
-    with pytest.raises(LoadError, match=r"c0016-r1.*trial\.json says"):
+    with pytest.raises(IncomparableError, match=r"c0016-r1.*trial\.json says"):
         only(run)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(LoadError, match="truncated or corrupt"):
+    with pytest.raises(IncomparableError, match="truncated or corrupt"):
         only(run)
     path.unlink()
-    with pytest.raises(LoadError, match=r"samples\.parquet"):
+    with pytest.raises(IncomparableError, match=r"samples\.parquet"):
         only(run)
 
 
@@ -292,11 +339,58 @@ def test_arms_of_different_runs_have_a_ratio_but_no_verdict(run_of: MakeRun) -> 
     assert any("different runs" in warning for warning in comparison.warnings)
 
 
-def test_a_pair_that_was_not_declared_says_so(run_of: MakeRun) -> None:
+def test_runs_of_one_arm_declared_no_treatment(run_of: MakeRun) -> None:
+    a, b = run_of("a", {"baseline": 20.0}, treatment=[]), run_of("b", {"optimized": 30.0}, treatment=[])
+    pair, family = compare.pair_of((a, "baseline"), (b, "optimized"))
+    [comparison] = compare.compare_pairs([pair], family, 0.05)
+    assert comparison.treatment == "profile"
+
+
+@pytest.mark.parametrize("arms", [("optimized", "haproxy"), ("optimized", "baseline")])
+def test_a_pair_that_was_not_declared_has_no_verdict(run_of: MakeRun, arms: tuple[str, str]) -> None:
     run = run_of("run", {"baseline": 20.0, "optimized": 30.0, "haproxy": 25.0})
-    pair, family = compare.pair_of((run, "optimized"), (run, "haproxy"))
+    pair, family = compare.pair_of((run, arms[0]), (run, arms[1]))
     [comparison] = compare.compare_pairs([pair], family, 0.05)
     assert any("post hoc" in warning for warning in comparison.warnings)
+    assert comparison.primary is not None
+    assert comparison.primary.verdict == "INCONCLUSIVE"
+    assert comparison.primary.ci_low_ratio is not None
+    with pytest.raises(IncomparableError, match="cannot be compared with itself"):
+        compare.pair_of((run, "optimized"), (run, "optimized"))
+
+
+def test_one_refused_pair_does_not_cost_the_others_theirs(run_of: MakeRun) -> None:
+    arms = {"baseline": 20.0, "optimized": 30.0, "haproxy": 25.0}
+    run = run_of("run", arms, config={"haproxy": {"workload.payload_bytes": 0}})
+    optimized, haproxy = compare.compare_run(run)
+    assert optimized.primary is not None
+    assert haproxy.primary is not None
+    assert (optimized.primary.verdict, haproxy.primary.verdict) == ("FASTER", "INCONCLUSIVE")
+    assert "differ in more than the treatment" in haproxy.summary
+    assert "payload_bytes" in haproxy.warnings[-1]
+
+
+def test_missing_proof_is_said(run_of: MakeRun) -> None:
+    run = run_of("run", TWO)
+    run.paths.effective_json("optimized", 1).unlink()
+    assert any("not every live service was read back" in each for each in only(run).warnings)
+
+
+def test_the_client_must_be_the_same_in_every_trial(run_of: MakeRun) -> None:
+    run = run_of("run", TWO)
+    path = run.paths.trial_json("optimized", "c0016", 2)
+    record = results.read_json(path)
+    record["client"]["versions"] = {"locust": "9.9"}
+    results.write_json(path, record)
+    with pytest.raises(IncomparableError, match=r"client\.versions\.locust: 2\.47\.0 \| 2\.47\.0 / 9\.9"):
+        only(run)
+
+
+def test_a_summary_that_does_not_say_what_the_records_say(run_of: MakeRun) -> None:
+    run = run_of("run", TWO)
+    run.points.loc[0, "throughput_rps"] *= 2
+    with pytest.raises(IncomparableError, match=r"summary and trial\.json disagree"):
+        only(run)
 
 
 def test_no_level_in_common(run_of: MakeRun) -> None:
@@ -338,3 +432,7 @@ def test_interleaved_only_with_both_arms_in_each_run(run_of: MakeRun) -> None:
     a, b = run_of("a", TWO), run_of("b", TWO)
     assert Pair(((a, "baseline"),), ((a, "optimized"),), "", "c0016", True).interleaved
     assert not Pair(((a, "baseline"),), ((b, "optimized"),), "", "c0016", True).interleaved
+
+
+def test_levels_are_ordered_by_number() -> None:
+    assert max("c9999", "c10000", key=load.level_order) == "c10000"

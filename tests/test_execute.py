@@ -83,3 +83,18 @@ def test_interrupt_survives_a_teardown_that_fails(
         run.go()
     assert run.errors == ["pid 1 would not end"]
     assert results.read_json(tmp_path / "run.json")["status"] == "interrupted"
+
+
+def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_path: Path) -> None:
+    jobs = [
+        Job(compose(f"profile={profile}", "sweep.concurrency=[2,4]", "sweep.repeats=2"), {"profile": profile}, profile)
+        for profile in ("baseline", "grpc")
+    ]
+    run = execute.Run(make_plan(jobs, 0), RunPaths(tmp_path), [])
+    assert len(run._todo()) == 8
+    for row in run.rows:
+        row["valid"] = True
+    assert run._todo() == set()
+    run._rows["grpc", "c0004-r1"]["valid"] = False
+    run._rows["baseline", "c0002-r0"]["valid"] = None
+    assert run._todo() == {(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0004-r1", "c0002-r0")}

@@ -201,7 +201,10 @@ def test_what_is_compared_is_declared(compose: Compose) -> None:
         ["compare.treatment=[workload,profile]", "sweep=quick", f"workload={w}", f"profile={p}"]
         for w, p in (("unary", "baseline"), ("streaming", "baseline"), ("streaming", "grpc"))
     ]
-    assert len(pairs(make_plan(jobs(compose, *both), 0).arms)) == 2
+    with pytest.raises(ConfigError, match=r"fits several .* name one: unary,baseline, streaming,baseline"):
+        make_plan(jobs(compose, *both), 0)
+    named = jobs(compose, *([*each, "compare.baseline='unary,baseline'"] for each in both))
+    assert len(pairs(make_plan(named, 0).arms)) == 2
     twice = jobs(compose, ["profile=baseline"], ["profile=baseline"])
     assert pairs(make_plan(twice, 0).arms) == [("baseline", "baseline~2")]
 

@@ -229,7 +229,7 @@ def test_number(value: float | None, text: str) -> None:
         ((0.97, 0.94, 0.99996), "×0.9700 (95 % interval 0.9400 to 1.0000)"),  # four decimals must do
         ((1.0, 0.98, 1.02), "×1.00 (95 % interval 0.98 to 1.02)"),
         ((12.3, 8.0, 18.9), "×12.3 (95 % interval 8.0 to 18.9)"),
-        ((1.2, 0.003, 412.0), "×1.20 (95 % interval 0.00300 to 412)"),
+        ((1.2, 0.003, 412.0), "×1.20 (95 % interval <0.01 to >100)"),
         ((1.5, None, None), "×1.50"),
         ((None, None, None), "–"),
     ],

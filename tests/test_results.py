@@ -622,6 +622,7 @@ def _readme_table(heading: str) -> dict[str, list[str]]:
         ("server in trial.json", results.SERVER_KEYS),
         ("failure.json", results.FAILURE_KEYS),
         ("effective.json", results.EFFECTIVE_KEYS),
+        ("looks.jsonl", results.LOOK_KEYS),
         ("Invalid reasons", results.INVALID_REASONS),
     ],
 )

@@ -194,7 +194,7 @@ def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
                 "name": actor["name"],
                 "kind": actor["kind"],
                 "pid": report["pid"],
-                "env": _reportable(report["env"], declared),
+                "env": _reportable(report["env"], declared | spec["cluster_env"]),
                 "constants": _plain(report["constants"]),
             }
         )
