@@ -249,7 +249,7 @@ def _comparison(
     if primary and primary.ratio is not None and primary.num_blocks < primary.num_planned:
         warnings = [
             *warnings,
-            f"{primary.num_planned - primary.num_blocks} of {primary.num_planned} blocks are missing",
+            f"{primary.num_planned - primary.num_blocks} of {primary.num_planned} blocks are missing: failed or INVALID",
         ]
     if margin != _declared(pair.runs[0])["margin"]:
         warnings = [*warnings, f"the margin is not the declared one ({_declared(pair.runs[0])['margin']:g})"]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SOURCES = sorted(path for folder in ("orchestrator", "workloads") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(path for folder in ("orchestrator", "workloads", "analysis") for path in (ROOT / folder).rglob("*.py"))
 HEAVY = {"ray", "anyscale", "vllm", "torch", "locust", "gevent", "geventhttpclient"}
 # The modules that run in child processes of their own.
 MAY_BE_HEAVY = {"orchestrator/clusters/local_driver.py", "orchestrator/clients/locust_worker.py"}
@@ -49,6 +49,14 @@ def test_imports(path: Path) -> None:
         assert roots.isdisjoint({"orchestrator", "analysis"})
     elif name not in MAY_BE_HEAVY:
         assert roots.isdisjoint(HEAVY)
+    if name.startswith("analysis/"):
+        ours = {each.split(".")[1] for each in imported if each.startswith("orchestrator.")}
+        assert ours <= {"results", "paths", "errors"}
+    if name == "analysis/plots.py":  # what is drawn was computed before
+        assert not imported & {"analysis.stats", "analysis.compare"}
+        assert "scipy" not in roots
+    if name.startswith("orchestrator/") and name != "orchestrator/__main__.py":  # which has the report written
+        assert "analysis" not in roots
     if name in ALLOWED:
         ours = {each.split(".")[1] for each in imported if each.startswith("orchestrator.")}
         assert ours <= ALLOWED[name]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.published import KINDS, METRICS, NOTES, bucket_width_ms, histogram_percentiles, import_source
+from analysis.published import KINDS, NOTES, bucket_width_ms, import_source
 from orchestrator import results
 from orchestrator.paths import RunPaths
 
@@ -95,6 +95,7 @@ def test_run_directory_is_complete(tmp_path: Path) -> None:
         trial = results.read_json(run.trial_json("optimized", level, 0))
         assert set(trial) == set(results.TRIAL_KEYS)
         assert set(trial["client"]) == set(results.CLIENT_KEYS)
+        assert set(trial["metrics"]) == set(results.compute_metrics(results.SAMPLES_SCHEMA.empty_table(), 1.0, {}))
         assert trial["service_key"] == arm["service_key"]
         assert set(trial["unchecked"]) < set(results.INVALID_REASONS)
         assert set(trial["notes"]) <= set(NOTES)
@@ -105,11 +106,6 @@ def test_run_directory_is_complete(tmp_path: Path) -> None:
     assert run.summary_csv.exists()
     assert table["num_replicas"].to_pylist() == [8, 8]
     assert set(table["cluster"].to_pylist()) == {"imported"}
-
-
-def test_metrics_are_those_that_a_run_computes() -> None:
-    empty = results.SAMPLES_SCHEMA.empty_table()
-    assert set(METRICS) == set(results.compute_metrics(empty, 1.0, {}))
 
 
 def test_two_imports_in_one_second_do_not_meet(tmp_path: Path) -> None:
@@ -190,11 +186,6 @@ def test_locust_failures(tmp_path: Path, failures: int, reasons: str) -> None:
     assert (row["latency_mean_ms"] is None) == (failures == 100)
 
 
-def test_locust_buckets_of_their_own_have_no_known_width(tmp_path: Path) -> None:
-    source = written(tmp_path / "x_1.json", [ENTRY | {"response_times": {"10.3": 100}}])
-    assert rows_of(run_of(source, "locust", tmp_path / "out"))[0]["latency_resolution_ms"] is None
-
-
 def bucket_response_time(latency_ms: float) -> int:
     """Locust's own rule. Not imported: it would patch this process' sockets and threads."""
     digits = next(digits for digits, limit in enumerate((100, 1000, 10000, np.inf)) if latency_ms < limit)
@@ -215,28 +206,13 @@ def test_bucket_width(latency_ms: float) -> None:
     assert bucket % bucket_width_ms(bucket) == 0
 
 
-@given(st.lists(st.floats(0, 20_000), min_size=1, max_size=60), st.integers(1, 60), st.floats(0.01, 0.999))
-def test_histogram_percentile(latencies: list[float], times: int, p: float) -> None:
-    raw = np.repeat(latencies, times)
-    buckets = [bucket_response_time(latency) for latency in latencies]
-    histogram: dict[float, int] = {}
-    for bucket in buckets:
-        histogram[bucket] = histogram.get(bucket, 0) + times
-    [found] = histogram_percentiles(histogram, [p])
-    # The rule itself is that of the samples ...
-    expected = results.percentile(np.repeat(buckets, times), p)
-    assert (found is None) == (expected is None)
-    if found is None or expected is None:
-        return
-    assert found == pytest.approx(expected, rel=1e-9)
-    # ... and the buckets cost at most half a width, of the higher of the two values between which p lies.
-    upper = float(np.quantile(raw, p, method="higher"))
-    assert abs(found - float(np.quantile(raw, p))) <= bucket_width_ms(upper) / 2 + 1e-6
-
-
-def test_histogram_without_values() -> None:
-    assert histogram_percentiles({}, [0.5]) == [None]
-    assert histogram_percentiles({3.0: 0}, [0.5]) == [None]
+@given(st.lists(st.floats(0, 20_000), min_size=20, max_size=60), st.floats(0.01, 0.5))
+def test_buckets_cost_a_percentile_half_a_width(latencies: list[float], p: float) -> None:
+    found = results.percentile(np.array([bucket_response_time(latency) for latency in latencies]), p)
+    assert found is not None
+    # Of the higher of the two values between which p lies.
+    upper = float(np.quantile(latencies, p, method="higher"))
+    assert abs(found - float(np.quantile(latencies, p))) <= bucket_width_ms(upper) / 2 + 1e-6
 
 
 def test_unary_csv(tmp_path: Path) -> None:
@@ -366,7 +342,7 @@ def test_streaming_csv(tmp_path: Path) -> None:
     assert {"itl_not_tpot", "failures_unknown"} <= set(one["notes"].split(";"))
     assert "percentiles_of_worker_means" in eight["notes"]
     assert (eight["throughput_rps"], eight["ttft_mean_ms"]) == (400.0, 12.0)
-    assert all(eight[name] is None for name in METRICS if re.search(r"_p\d+_ms$", name))
+    assert all(value is None for name, value in eight.items() if re.search(r"_p\d+_ms$", name))
 
 
 # ---- Concurrency and replicas ----
@@ -405,7 +381,7 @@ def test_contradictions(tmp_path: Path) -> None:
         written(tmp_path / "x_8.json", [ENTRY]), "locust", out, concurrency=9
     )
     named = refused(written(tmp_path / "x_c8.json", VLLM), "vllm", out)
-    assert "4 (content of" in named
+    assert "4 (content)" in named
     assert "8 (file name)" in named
     # A number at the end may be anything; the content knows.
     assert rows_of(run_of(written(tmp_path / "try_8.json", VLLM), "vllm", tmp_path / "b"))[0]["concurrency"] == 4
@@ -415,14 +391,13 @@ def test_contradictions(tmp_path: Path) -> None:
 def test_directories(tmp_path: Path) -> None:
     folder, out = tmp_path / "folder", tmp_path / "out"
     folder.mkdir()
-    assert "found nothing" in refused(folder, "locust", out)
     written(folder / "notes.txt", "x")
-    assert "notes.txt" in refused(folder, "locust", out)
+    assert "no *.json file" in refused(folder, "locust", out)
     written(folder / "a_16.json", [ENTRY])
     written(folder / "a_2.json", [ENTRY])
     written(folder / "._a_2.json", "left by a Mac")
     assert [row["concurrency"] for row in rows_of(run_of(folder, "locust", tmp_path / "good"))] == [2, 16]
-    assert "single file" in refused(folder, "locust", out, concurrency=2)
+    assert "16 (file name), 2 (--concurrency)" in refused(folder, "locust", out, concurrency=2)
     written(folder / "b_2.json", [ENTRY])
     message = refused(folder, "locust", out)
     assert "a_2.json" in message
@@ -448,15 +423,14 @@ def test_directories(tmp_path: Path) -> None:
         ([ENTRY | {"num_requests": 0, "response_times": {}, "last_request_timestamp": None}], "nothing was measured"),
         ([ENTRY | {"num_requests": -1}], "num_requests must be a finite number, 0 or more, found -1"),
         ([ENTRY | {"num_requests": 100.5}], "whole number"),
-        ([ENTRY | {"num_requests": "100"}], "found 100"),
-        ([ENTRY | {"num_requests": True}], "found True"),
         ([ENTRY | {"num_requests": 10**400}], "num_requests must be a finite number"),
-        ([ENTRY | {"num_requests": None}], "has no num_requests"),
+        ([ENTRY | {"num_requests": None}], "num_requests must be a finite number, 0 or more, found None"),
         ([ENTRY | {"total_response_time": float("nan")}], "total_response_time must be a finite number"),
         ([ENTRY | {"total_response_time": float("inf")}], "total_response_time must be a finite number"),
-        ([ENTRY | {"response_times": {"ten": 100}}], "found ten"),
-        ([ENTRY | {"response_times": {"nan": 100}}], "found nan"),
-        ([ENTRY | {"response_times": {"-1": 100}}], "found -1"),
+        ([ENTRY | {"response_times": {"ten": 100}}], "response time must be a finite number, 0 or more, found 'ten'"),
+        ([ENTRY | {"response_times": {"nan": 100}}], "found 'nan'"),
+        ([ENTRY | {"response_times": {"-1": 100}}], "found '-1'"),
+        ([ENTRY | {"response_times": {"10": 99.5, "11": 0.5}}], "count must be a whole number"),
         ([ENTRY | {"response_times": {"10": 99}}], "contradicts itself"),
         ([ENTRY | {"num_failures": 101}], "contradicts itself"),
         ([ENTRY | {"last_request_timestamp": 1700000000.0}], "is no run"),
@@ -475,20 +449,19 @@ def test_locust_refusals(tmp_path: Path, content: Any, words: str) -> None:
     [
         ("", "is empty"),
         (json.dumps(VLLM)[:-2], "cut off"),
-        ([ENTRY], "found a list of 1"),
-        ("{}", "the keys (none)"),
-        ("3", "found 3"),
+        ([ENTRY], "is not from vllm bench serve: no duration or completed in [{"),
+        ("{}", "completed in {}"),
+        ("3", "completed in 3"),
         (VLLM | {"duration": 0}, "nothing was measured"),
         (VLLM | {"duration": float("nan")}, "duration must be a finite number"),
         (VLLM | {"completed": 0, "failed": 0}, "nothing was measured"),
         (VLLM | {"completed": -4}, "completed must be"),
+        (VLLM | {"completed": 39.5}, "whole number"),
         (VLLM | {"mean_ttft_ms": -1.0}, "mean_ttft_ms must be"),
-        (VLLM | {"request_throughput": 5.0}, "contradicts itself"),
-        (VLLM | {"output_throughput": 90.0}, "contradicts itself"),
         (VLLM | {"request_rate": 10.0}, "open loop"),
         (VLLM | {"ramp_up_strategy": "linear"}, "open loop"),
         (VLLM | {"max_concurrency": None}, "--concurrency"),
-        (VLLM | {"max_concurrency": 0}, "must be at least 1"),
+        (VLLM | {"max_concurrency": 0}, "at least 1"),
         (f"{json.dumps(VLLM)}\n{json.dumps(VLLM)}", "both have concurrency 4"),
     ],
 )
@@ -503,13 +476,15 @@ def test_vllm_refusals(tmp_path: Path, content: Any, words: str) -> None:
     ("change", "words"),
     [
         ({"ttfts": [0.1]}, "differ in length"),
+        ({"errors": [""] * 23}, "differ in length"),
+        ({"input_lens": [16] * 23}, "differ in length"),
         ({"ttfts": ["x"] * 24}, "cannot be read"),
         ({"ttfts": [None] * 24}, "not finite"),
         ({"itls": [[-0.1]] * 24}, "negative"),
         ({"itls": [0.1] * 24}, "cannot be read"),
         ({"output_lens": [2**40] * 24}, "cannot be read"),
         ({"errors": [""] * 12 + ["x"] * 12}, "by its lists"),
-        ({"duration": 3.0, "request_throughput": None, "output_throughput": None}, "by its lists"),
+        ({"duration": 3.0}, "by its lists"),
     ],
 )
 def test_vllm_detail_refusals(tmp_path: Path, change: Mapping[str, Any], words: str) -> None:
@@ -520,22 +495,21 @@ def test_vllm_detail_refusals(tmp_path: Path, change: Mapping[str, Any], words: 
 @pytest.mark.parametrize(
     ("kind", "content", "words"),
     [
-        ("locust", "", "is empty"),
+        ("locust", "", "found nothing"),
         ("locust", HEADER, "no row"),
         ("locust", "a,b\n1,2\n", "lacks the columns concurrency"),
         ("locust", STREAMING, "lacks the columns rps"),
-        ("locust", HEADER + "1,100,9,9\n", "line 2 has not as many cells"),
-        ("locust", HEADER + "1,100,9,9,12,6000,7\n", "line 2 has not as many cells"),
+        ("locust", HEADER + "1,100,9,9\n", "row 1 has not as many cells"),
+        ("locust", HEADER + "1,100,9,9,12,6000,7\n", "row 1 has not as many cells"),
         ("locust", HEADER + "1,0,9,9,12,6000\n", "rps is 0"),
         ("locust", HEADER + "1,100,9,9,12,0\n", "num_requests is 0"),
-        ("locust", HEADER + "0,100,9,9,12,6000\n", "must be at least 1"),
+        ("locust", HEADER + "0,100,9,9,12,6000\n", "at least 1"),
         ("locust", HEADER + "1.5,100,9,9,12,6000\n", "whole number"),
         ("locust", HEADER + "1,NaN,9,9,12,6000\n", "rps must be a finite number"),
         ("locust", HEADER + "1,-100,9,9,12,6000\n", "rps must be a finite number"),
-        ("locust", HEADER + "1,,9,9,12,6000\n", "has no rps"),
+        ("locust", HEADER + "1,,9,9,12,6000\n", "rps must be a finite number, 0 or more, found ''"),
         ("locust", HEADER + "1,100,9,9,12,6000\n1,100,9,9,12,6000\n", "both have concurrency 1"),
         ("streaming-csv", HEADER + "1,100,9,9,12,6000\n", "lacks the columns num_workers"),
-        ("streaming-csv", STREAMING.replace(",1000.0,", ",1500.0,"), "contradicts itself"),
         ("streaming-csv", STREAMING.replace(",20.0,", ",0.0,"), "benchmark_duration is 0"),
         ("streaming-csv", json.dumps(VLLM), "lacks the columns"),
         ("vllm", HEADER, "not JSON"),
@@ -558,7 +532,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
 def test_what_is_no_text(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "x_1.json"
     source.write_bytes(b"\xff\xfe\x00\x01")
-    assert "not UTF-8" in refused(source, kind, tmp_path / "out")
+    assert "'utf-8' codec can't decode" in refused(source, kind, tmp_path / "out")
     assert "cannot read" in refused(tmp_path / "absent.json", kind, tmp_path / "out")
     assert "cannot read" in refused(tmp_path / ("n" * 300), kind, tmp_path / "out")
 
