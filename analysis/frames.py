@@ -1,6 +1,6 @@
 """Tidy frames for plots and notebooks: every statistic that a picture shows is computed before it is drawn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ def arm_points(run: Run, requests: Sequence[Requests] = ()) -> pd.DataFrame:
     With one block only, `requests` give throughput and latency percentiles an interval within that deployment.
     """
     rows = []
-    for (arm, level), frame in run.points.groupby(["arm", "level"], sort=False):
+    for arm, level in sorted({*zip(run.points.arm, run.points.level, strict=True)}, key=_planned_order(run)):
+        frame = run.points[(run.points.arm == arm) & (run.points.level == level)]
         complete = frame[frame.state == "complete"]
         if complete.empty:
             continue
@@ -33,7 +34,7 @@ def arm_points(run: Run, requests: Sequence[Requests] = ()) -> pd.DataFrame:
         facts = {
             **{name: first[name] for name in ("arm", "profile", "workload", "cluster", "num_replicas", "level")},
             **{name: first[name] for name in ("concurrency", "offered_rps", "load_mode")},
-            "axes": _axes(run, str(arm)),
+            "axes": _axes(run, arm),
             "num_blocks": len(valid),
             "num_invalid": len(complete) - len(valid),
             "valid": not valid.empty,
@@ -50,6 +51,11 @@ def arm_points(run: Run, requests: Sequence[Requests] = ()) -> pd.DataFrame:
                     {**facts, "metric": metric, "value": value, "ci_low": low, "ci_high": high, "interval": interval}
                 )
     return pd.DataFrame(rows)
+
+
+def _planned_order(run: Run) -> Callable[[tuple[str, str]], Any]:
+    """Arms as they were given, not in the shuffled order of measurement; levels by number."""
+    return lambda place: (run.arms.index(place[0]), load.level_order(place[1]))
 
 
 def _axes(run: Run, arm: str) -> str:

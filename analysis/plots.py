@@ -461,7 +461,7 @@ def throughput_over_time(over_time: Frame, *, arms: Names = (), captions: Names 
         ax.axvspan(-warmup, 0, color="#ededed", lw=0, zorder=0, gid="warmup", label="warm-up")
         ax.margins(x=0)
         _scale(ax, "y", rows["throughput_rps"], log_from=math.inf)
-        ax.set(xlabel="time in the window (s)", ylabel=metric_text("throughput_rps"), title=_levels([str(level)]))
+        ax.set(xlabel="time from window start (s)", ylabel=metric_text("throughput_rps"), title=_levels([str(level)]))
     notes = {"A line a repeat, dashed if INVALID. White: the measurement window.": True}
     return _finish(fig, "Throughput over time", notes, captions)
 
