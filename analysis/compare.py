@@ -247,10 +247,8 @@ def _comparison(
     found, warnings, _ = checked
     primary = next((cell for cell in cells if cell.family == PRIMARY), None)
     if primary and primary.ratio is not None and primary.num_blocks < primary.num_planned:
-        warnings = [
-            *warnings,
-            f"{primary.num_planned - primary.num_blocks} of {primary.num_planned} blocks are missing: failed or INVALID",
-        ]
+        missing = f"{primary.num_planned - primary.num_blocks} of {primary.num_planned}"
+        warnings = [*warnings, f"{missing} blocks are missing at the primary level: failed or INVALID"]
     if margin != _declared(pair.runs[0])["margin"]:
         warnings = [*warnings, f"the margin is not the declared one ({_declared(pair.runs[0])['margin']:g})"]
     return Comparison(

@@ -48,7 +48,7 @@ LOOK: dict[Any, Any] = {
     "grid.color": "#e4e4e4",
     "lines.markersize": 5,
     "text.parse_math": False,  # an arm's name may hold dollar signs
-    "svg.hashsalt": "serve-orchestrator",  # the same data give the same file
+    "svg.hashsalt": "serve-orchestrator",  # else its ids are random
 }
 CLOSED_LOOP = "Closed loop: a slow reply holds back its client's next request (coordinated omission hides latency)."
 COLOCATED = "The client ran on the same machine as the service and took part of its CPU."

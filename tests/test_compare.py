@@ -242,7 +242,7 @@ def test_blocks_that_are_not_there_yet_keep_their_share_of_the_error(run_of: Mak
     before = only(run_of("run", TWO, repeats=5, invalid=invalid))
     assert before.primary is not None
     assert before.primary.confidence == pytest.approx(0.97)
-    assert "2 of 5 blocks are missing" in before.warnings[-1]
+    assert "2 of 5 blocks are missing at the primary level" in before.warnings[-1]
     looks = (Path(before.baseline_run) / "looks.jsonl").read_text()
     resumed = run_of("resumed", TWO, repeats=5)
     resumed.paths.looks_jsonl.write_text(looks)  # as if the same run had been filled
