@@ -1,15 +1,16 @@
 """`python -m analysis`: compare, report, gate, list, import. Exit codes as documented in README.md."""
 
 import json
+import os
 import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from analysis import compare as comparing
 from analysis import load
@@ -24,7 +25,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-console = Console(highlight=False)
+# Rich takes a pipe to be 80 columns wide and folds what is then cut by grep.
+console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
 Baseline = Annotated[str, typer.Argument(metavar="BASELINE", help="outputs/RUN:ARM, or outputs/RUN if it has one arm")]
 Candidate = Annotated[
@@ -39,6 +41,12 @@ Floor = Annotated[
 AllowDiff = Annotated[
     str, typer.Option(metavar="KEY,...", help="compare although the arms differ in these keys, and say so")
 ]
+
+
+def _below_one(value: float | None) -> float | None:
+    if value is not None and not 0 <= value < 1:
+        raise typer.BadParameter(f"{value:g} is not a fraction from 0 to 1; 3 % is 0.03")
+    return value
 
 
 class Format(StrEnum):
@@ -58,7 +66,7 @@ def compare(
     baseline: Baseline,
     candidate: Candidate,
     margin: Annotated[
-        float | None, typer.Option(min=0.0, help="EQUIVALENT within this, 0.05 = 5 % (as declared)")
+        float | None, typer.Option(callback=_below_one, help="EQUIVALENT within this, 0.05 = 5 % (as declared)")
     ] = None,
     floor: Floor = None,
     add: Add = [],  # noqa: B006 (typer's way)
@@ -107,7 +115,9 @@ def make_report(
 def gate(
     baseline: Baseline,
     candidate: Candidate,
-    max_slowdown: Annotated[float, typer.Option(min=0.0, help="0.03: fail if the candidate is surely over 3 % slower")],
+    max_slowdown: Annotated[
+        float, typer.Option(callback=_below_one, help="0.03: fail if the candidate is surely over 3 % slower")
+    ],
     metric: Annotated[
         list[str], typer.Option(help="[default: throughput_rps] at the primary level; several share the error of 5 %")
     ] = [],  # noqa: B006
@@ -123,19 +133,20 @@ def gate(
         raise typer.BadParameter(
             f"{', '.join(unknown)}; there is {', '.join(comparing.METRICS)}", param_hint="--metric"
         )
-    pair, family = _pair(baseline, candidate, add)
-    comparison, outcomes = comparing.gate(
-        pair, family, max_slowdown, metric or [comparing.THROUGHPUT], _keys(allow_diff)
-    )
-    if junit:
-        junit.write_text(formats.junit_xml(comparison, outcomes))
-    if markdown:
-        with markdown.open("a") as file:  # as GITHUB_STEP_SUMMARY wants it
-            file.write(formats.gate_markdown(comparison, outcomes, max_slowdown))
+    try:
+        pair, family = _pair(baseline, candidate, add)
+        wanted = metric or [comparing.THROUGHPUT]
+        comparison, outcomes = comparing.gate(pair, family, max_slowdown, wanted, _keys(allow_diff))
+    except (IncomparableError, LoadError) as error:
+        _write(junit, formats.junit_refusal(f"{candidate} against {baseline}", str(error)))
+        _append(markdown, f"### Gate: INVALID\n\n{formats.escaped(str(error))}\n")
+        raise
     for cell, outcome in outcomes:
         console.print(formats.gate_line(cell, outcome, max_slowdown), soft_wrap=True)
     for warning in comparison.warnings:
-        console.print(f"warning: {warning}", soft_wrap=True)
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+    _write(junit, formats.junit_xml(comparison, outcomes))
+    _append(markdown, formats.gate_markdown(comparison, outcomes, max_slowdown))
     codes = {"slower": EXIT_SLOWER, "invalid": EXIT_INCOMPARABLE, "inconclusive": EXIT_INCONCLUSIVE, "ok": 0}
     found = {outcome for _, outcome in outcomes}
     raise typer.Exit(next(code for outcome, code in codes.items() if outcome in found))
@@ -150,20 +161,25 @@ def list_runs(
     if not outputs.is_dir():
         raise LoadError(f"{outputs} is not a directory")
     runs = load.find_runs(outputs)
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "status", "trials", "valid", "arms"):
-        table.add_column(column, overflow="fold")
-    broken = []
+    rows, broken = [], []
     for directory in runs[-last:] if last else runs:
         try:
             each = load.overview(directory)
         except LoadError as error:
             broken.append(str(error))
             continue
-        table.add_row(
-            str(directory), each.status, f"{each.num_done}/{each.num_planned}", str(each.num_valid), each.arms
+        rows.append(
+            {
+                "run": str(directory),
+                "status": each.status,
+                "trials": f"{each.num_done}/{each.num_planned}",
+                "valid": each.num_valid,
+                "workload": each.workloads,
+                "arms": each.arms,
+            }
         )
-    console.print(table if table.row_count else f"no runs in {outputs}")
+    # Not a rich table: it would fold paths, which are there to be copied.
+    print(pd.DataFrame(rows).to_string(index=False, justify="left") if rows else f"no runs in {outputs}")
     if last and len(runs) > last:
         console.print(f"{len(runs) - last} older runs are not shown (--last 0 shows all)")
     for why in broken:
@@ -174,7 +190,7 @@ def list_runs(
 def import_results(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="a file, or a directory with a file a level")],
     kind: Annotated[Kind, typer.Option(help="what wrote it")],
-    workload: Annotated[str, typer.Option(help="what was served")],
+    workload: Annotated[str, typer.Option(help="what was served; vllm = the standalone baseline")],
     profile: Annotated[str, typer.Option(help="with which flags: names the arm")],
     concurrency: Annotated[int | None, typer.Option(min=1, help="where neither content nor file name tells")] = None,
     num_replicas: Annotated[int | None, typer.Option(min=1)] = None,
@@ -193,6 +209,17 @@ def import_results(
     for code in notes:
         console.print(f"  {code}: {published.NOTES[code]}", soft_wrap=True)
     console.print(str(paths.root), soft_wrap=True)
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path:
+        path.write_text(text, encoding="utf-8")
+
+
+def _append(path: Path | None, text: str) -> None:
+    if path:
+        with path.open("a", encoding="utf-8") as file:  # as GITHUB_STEP_SUMMARY wants it
+            file.write(text)
 
 
 def _pair(baseline: str, candidate: str, add: list[Path]) -> tuple[comparing.Pair, list[comparing.Pair]]:

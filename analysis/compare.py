@@ -16,7 +16,7 @@ import pandas as pd
 from analysis import differences, load, looks, stats
 from analysis.differences import Difference
 from analysis.load import Run
-from analysis.wording import effect_text, level_text
+from analysis.wording import effect_text, level_text, metric_text
 
 # Metric -> whether more is better, in the order of the tables.
 METRICS = {
@@ -86,6 +86,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
     summary: str
+    workload: str = ""  # of the candidate
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +117,11 @@ class Pair:
         return min(sum(_declared(run)["repeats"] for run, _ in side) for side in (self.baselines, self.candidates))
 
     @property
+    def may_grow(self) -> bool:
+        """Whether further blocks may be added; else they are those of a new run."""
+        return bool(_declared(self.runs[0])["max_looks"] > 1)
+
+    @property
     def treatment(self) -> list[str]:
         """What every run of the pair declared as compared. A run of one arm could declare nothing."""
         declared = [_declared(run)["treatment"] for run in self.runs]
@@ -131,6 +137,7 @@ class _Draft:
     effect: stats.Effect | None
     blocked: str
     floor: stats.Effect | None  # of the A/A run, for the same figure
+    may_grow: bool  # whether blocks may be added to this run
 
 
 def compare_run(
@@ -154,8 +161,10 @@ def declared_pairs(run: Run, more: Sequence[Run] = ()) -> list[Pair]:
     Raises LoadError if `more` lack an arm or hold a run twice, IncomparableError if they declared something else.
     """
     runs = [run, *more]
-    if len({each.paths.root for each in runs}) < len(runs):
+    if len({(each.record["run_id"], each.record["started_at"]) for each in runs}) < len(runs):  # a copy is the same run
         raise load.LoadError("a run cannot add blocks to itself: " + ", ".join(str(each.paths.root) for each in runs))
+    if more and not any(cell.get("candidate") for cell in run.record["primary_cells"]):
+        raise IncomparableError(f"{run.paths.root} declares no comparison that blocks could be added to")
     for each in more:
         for name in ("treatment", "margin", "max_looks", "redeploy"):
             if _declared(each)[name] != _declared(run)[name]:
@@ -248,7 +257,9 @@ def _comparison(
     primary = next((cell for cell in cells if cell.family == PRIMARY), None)
     if primary and primary.ratio is not None and primary.num_blocks < primary.num_planned:
         missing = f"{primary.num_planned - primary.num_blocks} of {primary.num_planned}"
-        warnings = [*warnings, f"{missing} blocks are missing at the primary level: failed or INVALID"]
+        why = "not run yet" if any(run.in_progress for run in pair.runs) else "failed or INVALID"
+        again = "; ".join(f"python -m orchestrator resume={run.paths.root}" for run in pair.runs)
+        warnings = [*warnings, f"{missing} blocks are missing at the primary level: {why} ({again})"]
     if margin != _declared(pair.runs[0])["margin"]:
         warnings = [*warnings, f"the margin is not the declared one ({_declared(pair.runs[0])['margin']:g})"]
     return Comparison(
@@ -265,6 +276,7 @@ def _comparison(
         differences=tuple(found),
         warnings=tuple(warnings),
         summary=_summary(pair, cells, primary, margin),
+        workload=str(_rows(*pair.candidates[0]).workload.iloc[0]),
     )
 
 
@@ -306,7 +318,7 @@ def gate(
         cell, reason = _with_effect(draft.cell, effect), draft.blocked or ("" if look.alpha else _SPENT)
         outcome = _outcome(cell, reason, limit)
         if outcome == "inconclusive" and not reason and effect is not None:
-            reason = _further(stats.blocks_to_settle(effect, max_slowdown, level), cell.num_blocks)
+            reason = _further(stats.blocks_to_settle(effect, max_slowdown, level), cell.num_blocks, pair.may_grow)
         outcomes.append((dataclasses.replace(cell, reason=reason), outcome))
     return comparison, outcomes
 
@@ -481,7 +493,7 @@ def _draft(
     if any(_declared(run)["redeploy"] == "never" for run in pair.runs) and effect is not None:
         # Repeats in one deployment are no replicates: their scatter says nothing of the next deployment.
         effect = stats.Effect(ratio=effect.ratio, num_blocks=effect.num_blocks)
-    return _Draft(cell, effect, _blocked(pair, metric, frames, used, effect), floor)
+    return _Draft(cell, effect, _blocked(pair, metric, frames, used, effect), floor, pair.may_grow)
 
 
 def _valid_values(frame: pd.DataFrame, metric: str) -> dict[tuple[str, int], float]:
@@ -498,6 +510,8 @@ def _blocked(
     effect: stats.Effect | None,
 ) -> str:
     """Why there can be no verdict, whatever the figures; "" if there can be one."""
+    if not all(used) and any(frame[metric].isna().all() and (frame.valid == True).any() for frame in frames):  # noqa: E712
+        return f"no block has a {metric_text(metric)} of both arms: too few requests"
     if not all(used):
         return "no block with both points VALID: " + "; ".join(
             f"{name} {_state(frame, metric)}" for name, frame in zip(pair.names, frames, strict=True)
@@ -550,7 +564,7 @@ def _judge(drafts: Sequence[_Draft], margin: float, alpha: float, next_alpha: fl
                 cells[id(draft)] = dataclasses.replace(cell, reason=draft.blocked)
             else:
                 shares = alpha / len(members), next_alpha / len(members)
-                cells[id(draft)] = _verdict(cell, effect, draft.blocked, margin, *shares)
+                cells[id(draft)] = _verdict(cell, effect, draft, margin, *shares)
     return cells
 
 
@@ -567,14 +581,14 @@ def _with_effect(cell: Cell, effect: stats.Effect | None) -> Cell:
 
 
 def _verdict(
-    cell: Cell, effect: stats.Effect | None, blocked: str, margin: float, alpha: float, next_alpha: float
+    cell: Cell, effect: stats.Effect | None, draft: _Draft, margin: float, alpha: float, next_alpha: float
 ) -> Cell:
     """`alpha`: the cell's equal share of its family's error, which EQUIVALENT is held to; likewise `next_alpha`."""
-    if blocked or effect is None:
-        return dataclasses.replace(cell, verdict=str(stats.Verdict.INCONCLUSIVE), reason=blocked)
+    if draft.blocked or effect is None:
+        return dataclasses.replace(cell, verdict=str(stats.Verdict.INCONCLUSIVE), reason=draft.blocked)
     verdict, reason = stats.judge(effect, margin, alpha), ""
     if verdict == stats.Verdict.INCONCLUSIVE:
-        reason = _further(stats.blocks_to_settle(effect, margin, next_alpha), effect.num_blocks)
+        reason = _further(stats.blocks_to_settle(effect, margin, next_alpha), effect.num_blocks, draft.may_grow)
     elif (
         verdict != stats.Verdict.EQUIVALENT
         and cell.floor_ratio
@@ -587,14 +601,15 @@ def _verdict(
     return dataclasses.replace(cell, verdict=str(verdict), reason=reason)
 
 
-def _further(total: tuple[int, int | None], done: int) -> str:
+def _further(total: tuple[int, int | None], done: int, may_grow: bool) -> str:
+    """In words: the range of further blocks, and where to measure them."""
     low, high = total
     if high is None:
         return f"more than {max(1, low - done)} further blocks would be needed, if any number settles it"
     few, many = max(1, low - done), max(1, high - done)
-    return (
-        f"about {few} to {many} further blocks would settle it" if few < many else f"about {few} further blocks would"
-    )
+    count = f"{few} to {many} further blocks" if few < many else f"{few} further block{'s' if few > 1 else ''}"
+    where = "--add another run" if may_grow else f"in a new run: sweep.repeats={done + few} to {done + many}"
+    return f"about {count} would settle it ({where})"
 
 
 # ---- Noise floor ----
@@ -659,6 +674,10 @@ def _floor(floor: Run, pair: Pair) -> dict[tuple[str, str], stats.Effect]:
 def _summary(pair: Pair, cells: Sequence[Cell], primary: Cell | None, margin: float) -> str:
     """The sentence an engineer would repeat."""
     baseline, candidate = pair.names
+    if baseline == candidate:
+        baseline, candidate = (
+            f"{side[0][1]} of {side[0][0].paths.run_id}" for side in (pair.baselines, pair.candidates)
+        )
     start = f"{pair.axes}: " if pair.axes else ""
     if primary is None or primary.ratio is None:
         why = primary.reason if primary else "no level in common"
@@ -681,6 +700,16 @@ def _throughput(cell: Cell) -> str:
     of = f" of {cell.num_planned}" if cell.num_blocks < cell.num_planned else ""
     blocks = f"{cell.num_blocks}{of} block{'s' if (cell.num_planned if of else cell.num_blocks) != 1 else ''}"
     return f"{effect_text(cell)} the throughput at {level_text(cell.level)}, {blocks}"
+
+
+def compare_runs(runs: Sequence[Run]) -> list[Comparison]:
+    """All that these runs declared; runs of one arm, such as imported results, in pairs: baseline, candidate."""
+    found = [comparison for run in runs for comparison in compare_run(run)]
+    singles = [(run, run.arms[0]) for run in runs if len(run.arms) == 1]
+    for baseline, candidate in zip(singles[::2], singles[1::2], strict=False):
+        pair, family = pair_of(baseline, candidate)
+        found += compare_pairs([pair], family, _declared(baseline[0])["margin"])
+    return found
 
 
 def cells_frame(comparisons: Iterable[Comparison]) -> pd.DataFrame:

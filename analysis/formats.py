@@ -128,6 +128,11 @@ class _ForTerminal:
         yield Text.assemble(sign, "  ", comparison.summary)
         yield Text("; ".join(judged(comparison)) + ".\n", "dim")
         yield _terminal_table(comparison, narrow, gap=2 if options.max_width >= 88 else 1)
+        for cell in family_of(comparison, "secondary"):
+            if cell.reason:
+                what = f"{level_text(cell.level, short=True)} {metric_text(cell.metric)}"
+                yield Text(f"{what}: {cell.reason}", "dim")
+        yield Text("Figures are geometric means over the blocks in which both arms are VALID.", "dim")
         for warning in comparison.warnings:
             yield Text(f"warning: {warning}", "yellow")
         if others := len(family_of(comparison, "descriptive")):
@@ -148,7 +153,13 @@ def _terminal_table(comparison: Comparison, narrow: bool, gap: int) -> Table:
     table.add_column("metric", overflow="fold")
     for heading in ("baseline", "candidate", "ratio", "verdict"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "verdict" else "right")
-    for cell in family_of(comparison, "primary", "secondary"):
+    primary = comparison.primary
+    tokens = [
+        cell
+        for cell in family_of(comparison, "descriptive")
+        if primary and (cell.metric, cell.level) == ("output_throughput_tok_per_s", primary.level)
+    ]
+    for cell in [*family_of(comparison, "primary", "secondary"), *tokens]:
         metric, level = metric_text(cell.metric).replace("(", "").replace(")", ""), level_text(cell.level, short=True)
         ratio, interval = ratio_texts(cell)
         table.add_row(
@@ -200,6 +211,21 @@ def junit_xml(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]]) -> s
     root.append(suite)
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def junit_refusal(what: str, error: str) -> str:
+    """A gate that could not be judged: one testcase with an error."""
+    root = ET.Element("testsuites", tests="1", failures="0", errors="1", skipped="0")
+    suite = ET.SubElement(root, "testsuite", name=_xml(f"serve-orchestrator: {what}"), tests="1", errors="1")
+    case = ET.SubElement(suite, "testcase", classname=_xml(what), name="comparable", time="0")
+    ET.SubElement(case, "error", message=_xml(error.splitlines()[0]), type="invalid").text = _xml(error)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def escaped(text: str) -> str:
+    """Literal text in GitHub Markdown."""
+    return _md(text)
 
 
 def _xml(text: str) -> str:

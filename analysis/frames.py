@@ -1,6 +1,6 @@
 """Tidy frames for plots and notebooks: every statistic that a picture shows is computed before it is drawn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,11 +162,8 @@ def _mean(values: pd.Series) -> float:
     return stats.geometric_mean_interval(values)[0] if len(values) else np.nan
 
 
-def peak(comparisons: Sequence[Comparison], workloads: Mapping[str, str]) -> pd.DataFrame:
-    """Speed-up of throughput and fraction of p99 latency that is left, at the primary level of each comparison.
-
-    `workloads`: arm -> name of its workload, as the function of that name tells.
-    """
+def peak(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """Speed-up of throughput and fraction of p99 latency that is left, at the primary level of each comparison."""
     rows: list[dict[str, Any]] = []
     for each in comparisons:
         if each.primary is None or each.primary.ratio is None:
@@ -175,7 +172,7 @@ def peak(comparisons: Sequence[Comparison], workloads: Mapping[str, str]) -> pd.
         p99 = next((cell for cell in cells if cell.metric == "latency_p99_ms" and cell.ratio), None)
         rows.append(
             {
-                "workload": workloads[each.candidate],
+                "workload": each.workload,
                 "baseline": each.baseline,
                 "candidate": each.candidate,
                 "axes": each.axes,
@@ -186,6 +183,7 @@ def peak(comparisons: Sequence[Comparison], workloads: Mapping[str, str]) -> pd.
                 "latency_fraction_ci_low": _inverse(p99.ci_high_ratio if p99 else None),
                 "latency_fraction_ci_high": _inverse(p99.ci_low_ratio if p99 else None),
                 "level": each.primary.level,
+                "confidence": each.primary.confidence,
                 "num_blocks": each.primary.num_blocks,
             }
         )

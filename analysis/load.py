@@ -59,6 +59,8 @@ def load_run(directory: Path) -> Run:
         raise LoadError(f"{directory} is no run directory: {_what_is_there(directory)}")
     try:
         record = results.read_json(paths.run_json)
+        if not isinstance(record, dict) or not isinstance(record.get("compare", {}), dict):
+            raise TypeError("run.json does not hold what we write")
         table = _read_parquet(paths.summary_parquet)
         missing = [key for key in results.RUN_KEYS if key not in record]
     except (OSError, ValueError, TypeError) as error:
@@ -109,6 +111,7 @@ class Overview:
     """What a list of runs shows of one."""
 
     status: str
+    workloads: str
     arms: str
     num_planned: int
     num_done: int
@@ -121,6 +124,7 @@ def overview(directory: Path) -> Overview:
     points = run.points
     return Overview(
         status=run.record["status"],
+        workloads=" ".join(points.workload.dropna().unique()),
         arms=" ".join(run.arms),
         num_planned=len(points),
         num_done=int((points.state != "planned").sum()),
@@ -185,7 +189,10 @@ def effective(run: Run, arm: str, repeat: int) -> Mapping[str, Any] | None:
     for name in arms:
         path = run.paths.effective_json(name, 0 if one_for_all else repeat)
         if path.exists():
-            return dict(results.read_json(path))
+            try:
+                return dict(results.read_json(path))
+            except (ValueError, TypeError) as error:
+                raise LoadError(f"{path} cannot be read: {error}") from error
     return None
 
 
@@ -195,12 +202,14 @@ def _same_service(run: Run, one: str, other: str) -> bool:
 
 
 def config(run: Run, arm: str) -> Mapping[str, Any] | None:
-    """The composed config of an arm, interpolations unresolved; None for imported results."""
+    """The composed config of an arm, interpolations unresolved; None for imported results. Raises LoadError."""
     import yaml
 
     path = run.paths.hydra_dir(arm) / "config.yaml"
     if not path.exists():
-        return None
+        if is_imported(run):
+            return None
+        raise LoadError(f"{path} is missing: what was measured is not known")
     return dict(yaml.safe_load(path.read_text()))
 
 

@@ -56,12 +56,17 @@ def after(look: Look, max_looks: int) -> float:
 
 
 def record(runs: Iterable[Run], look: Look) -> None:
-    """Note the look in each run, once."""
+    """Note the look in each run, once. Raises LoadError if that cannot be done."""
     for run in runs:
         if look.alpha is not None and look.points not in _recorded(run):
             entry = asdict(look) | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
-            with run.paths.looks_jsonl.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            try:
+                with run.paths.looks_jsonl.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise LoadError(
+                    f"the look cannot be recorded, so there is no verdict ({error}); copy the run to a writable place"
+                ) from error
 
 
 def _recorded(run: Run) -> dict[str, Look]:

@@ -382,7 +382,11 @@ def peak_gains(peak: Frame, *, captions: Names = ()) -> Figure:
         ax.set(title=title, xlabel="candidate / baseline (ratio)")
         names = dict(zip([name, f"{name}_ci_low", f"{name}_ci_high"], RATIO, strict=True))
         panels.append((ax, peak.rename(columns=names)))
-    notes = {f"Lines: 95 % intervals between deployments{_blocks(known)}.": len(known), CLOSED_LOOP: _closed(peak)}
+    percents = " to ".join(map(confidence_text, sorted({known["confidence"].min(), known["confidence"].max()})))
+    notes = {
+        f"Lines: intervals of {percents} between deployments{_blocks(known)}.": len(known),
+        CLOSED_LOOP: _closed(peak),
+    }
     return _finish(fig, "Gains by workload", notes | _ratio_rows(panels), captions)
 
 

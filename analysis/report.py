@@ -171,6 +171,7 @@ def provenance(
     comparisons: Sequence[Comparison], record: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
     provenance = record.get("provenance") or {}
+    program = "analysis" if "imported" in provenance else "orchestrator"
     git, host = provenance.get("git") or {}, provenance.get("host") or {}
     dirty = (
         "" if git.get("dirty") is False else " with uncommitted changes" if git.get("dirty") else " (changes unknown)"
@@ -182,7 +183,7 @@ def provenance(
         ("Status", record.get("status")),
         ("Started", _time(record.get("started_at"))),
         ("Finished", _time(record.get("finished_at"))),
-        ("Command", shlex.join(["python", "-m", "orchestrator", *map(str, record.get("command") or [])])),
+        ("Command", shlex.join(["python", "-m", program, *map(str, record.get("command") or [])])),
         ("Seed", record.get("seed")),
         ("Orchestrator commit", f"{git['commit']}{dirty}" if git.get("commit") else None),
         ("Client host", _versions(host)),
@@ -316,7 +317,7 @@ def write(
         frames.gain_by_slo(run),
         frames.distribution(requests),
         load.over_time(requests),
-        frames.peak(comparisons, frames.workloads(run)),
+        frames.peak(comparisons),
         slo_p99_ms=frames.slo_p99_ms(run),
         margin=comparisons[0].margin if comparisons else 0.05,
     )

@@ -188,6 +188,9 @@ def _report(run_paths: "RunPaths") -> None:
 
     try:
         comparisons = report.write(load.load_run(run_paths.root))
+    except Interrupted:
+        progress.line(f"Interrupted; the run is complete: python -m analysis report {shlex.quote(str(run_paths.root))}")
+        raise
     except (compare.IncomparableError, load.LoadError) as error:
         progress.line(f"[red]not compared[/red] {escape(str(error))}")
         return

@@ -254,6 +254,8 @@ def _check_ranges(config: Config) -> None:
     for key, value in not_negative.items():
         if not 0 <= value < float("inf"):
             raise ConfigError(f"{key} must not be negative, found {value}")
+    if config.compare.margin >= 1:
+        raise ConfigError(f"compare.margin is a fraction, 0.05 = 5 %, found {config.compare.margin}")
     if cluster.http_port is not None and not 1024 <= cluster.http_port <= 65535:
         raise ConfigError(f"cluster.http_port must lie in 1024..65535 or be null, found {cluster.http_port}")
     if cluster.http_port is not None and cluster.max_live_services > 1:

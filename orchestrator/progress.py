@@ -17,7 +17,7 @@ from rich.status import Status
 from rich.table import Table
 
 from orchestrator.clients.locust import Live
-from orchestrator.plan import Arm, Plan, Service, Trial
+from orchestrator.plan import Arm, Plan, Service, Trial, primary_cells
 
 
 class _Console(Console):
@@ -127,6 +127,12 @@ def print_plan(plan: Plan) -> None:
         f"\n{len(plan.arms)} arms x {repeats} repeats: {len(plan.services)} services, {len(plan.trials)} trials, "
         f"about {plan.duration_s / 60:.0f} min (seed {plan.seed})"
     )
+    compare = plan.arms[0].config.compare
+    looks = f"{compare.max_looks} look{'s' if compare.max_looks > 1 else ''}"
+    for cell in primary_cells(plan.arms):
+        if cell["candidate"]:
+            what = f"{cell['candidate']} against {cell['baseline']}: throughput at {cell['level']}"
+            console.print(f"Judged: {escape(what)}, margin {100 * compare.margin:g} %, {looks}")
     console.print("Order of services:")
     for number, wave in enumerate(plan.waves, 1):
         console.print(f"  {number:>3}  {escape('  |  '.join(service.label for service in wave.services))}")

@@ -47,7 +47,7 @@ def test_compare_markdown(root: Path) -> None:
 
 
 def test_margin(root: Path) -> None:
-    done = analysis("compare", f"{root}:baseline", f"{root}:optimized", "--margin", "9", "--format", "json")
+    done = analysis("compare", f"{root}:baseline", f"{root}:optimized", "--margin", "0.9", "--format", "json")
     assert json.loads(done.stdout)["cells"][0]["verdict"] == "EQUIVALENT"
 
 
@@ -70,6 +70,8 @@ def test_margin(root: Path) -> None:
         (["list", "nowhere"], 4, "not a directory"),
         (["import", "nowhere", "--kind", "locust", "--workload", "w", "--profile", "p"], 2, "nowhere"),
         (["compere"], 2, "compere"),
+        (["gate", "{root}:baseline", "{root}:optimized", "--max-slowdown", "3"], 2, "3 % is 0.03"),
+        (["compare", "{root}:baseline", "{root}:optimized", "--margin", "5"], 2, "3 % is 0.03"),
     ],
 )
 def test_refusals(root: Path, arguments: list[str], code: int, says: str) -> None:
@@ -86,7 +88,7 @@ def test_an_invalid_primary_cell_is_exit_4(tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "Post hoc" in done.stdout
     assert "nothing VALID to compare" in done.stderr
-    assert analysis("gate", f"{root}:baseline", f"{root}:optimized", "--max-slowdown", 1).returncode == 4
+    assert analysis("gate", f"{root}:baseline", f"{root}:optimized", "--max-slowdown", 0.9).returncode == 4
 
 
 def test_gate(tmp_path: Path, root: Path) -> None:
@@ -106,6 +108,9 @@ def test_gate(tmp_path: Path, root: Path) -> None:
     assert nowhere.returncode == 2, nowhere.stderr
     itself = analysis("gate", arms[0], arms[0], "--max-slowdown", 0.03)
     assert itself.returncode == 4
+    refused = analysis("gate", arms[0], arms[0], "--max-slowdown", 0.03, "--junit", tmp_path / "r.xml")
+    assert refused.returncode == 4
+    assert ET.parse(tmp_path / "r.xml").getroot().get("errors") == "1"
 
 
 def test_report_and_list(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,6 +272,8 @@ def test_runs_that_add_blocks_must_be_alike(run_of: MakeRun, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LoadError, match="cannot add blocks to itself"):
         only(run, more=[load.load_run(Path("a"))])
+    with pytest.raises(LoadError, match="cannot add blocks to itself"):
+        only(run, more=[load.load_run(Path(shutil.copytree("a", "copy")))])
 
 
 # ---- Refusals ----

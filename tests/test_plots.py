@@ -178,9 +178,9 @@ def peak(workloads: Sequence[str] = ("unary", "streaming", "recsys")) -> pd.Data
         rows.append(
             [workload, "baseline", "optimized", f"workload={workload}", speedup, *limits[0], fraction, *limits[1]]
         )
-        rows[-1] += ["c0256", 5]
+        rows[-1] += ["c0256", 0.95, 5]
     names = "workload baseline candidate axes speedup speedup_ci_low speedup_ci_high latency_fraction "
-    names += "latency_fraction_ci_low latency_fraction_ci_high level num_blocks"
+    names += "latency_fraction_ci_low latency_fraction_ci_high level confidence num_blocks"
     return pd.DataFrame(rows, columns=names.split())
 
 

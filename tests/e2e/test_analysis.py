@@ -1,6 +1,5 @@
 """Notebooks, report and verdict of a small run on real Ray Serve."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,9 +60,10 @@ def test_an_arm_and_its_own_blocks_are_compared_by_the_command_line(run: tuple[P
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_execute_on_a_run(path: Path, run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUN", str(run[0]))
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert outputs
     if path.stem in ("unary_streaming", "compare_runs"):
