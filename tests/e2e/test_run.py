@@ -262,7 +262,8 @@ def test_interrupt_during_deployment(tmp_path: Path, signum: int, code: int) -> 
 
 
 def test_interrupt_under_load_then_resume(tmp_path: Path) -> None:
-    process = start(tmp_path, *SHORT, "sweep.concurrency=[2,4]")
+    # Long enough that another command starts, looks and is refused while this one measures.
+    process = start(tmp_path, *SHORT, "sweep.concurrency=[2,4]", "sweep.duration_s=20")
     wait_for(lambda: any(tmp_path.glob("*/*/trials/c0004-r0/client.log")), process)
     meanwhile = subprocess.run(
         [sys.executable, "-m", "orchestrator", f"resume={only_run(tmp_path)}"],
