@@ -130,7 +130,7 @@ class LocalRay:
             with uninterrupted():
                 driver = _Driver(spec, _service_environment(config, claim), log_dir / "driver.log")
             effective = driver.wait_ready(config.cluster.startup_timeout_s, on_status)
-            effective["isolation_env"] = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})  # which nobody reports
+            effective["isolation_env"] = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
             yield LocalService(f"http://127.0.0.1:{http_port}", effective, driver)
         finally:
             with uninterrupted():
