@@ -427,6 +427,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     simulations = arguments.simulations
+    if simulations < 4_000:
+        parser.error("below 4,000 comparisons a setting the promised bounds are broken by chance")
     report, seeds = Report(), np.random.SeedSequence(arguments.seed).spawn(6)
     no_effect(report, np.random.default_rng(seeds[0]), 5 * simulations)
     true_effects(report, np.random.default_rng(seeds[1]), simulations)
