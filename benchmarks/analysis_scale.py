@@ -47,6 +47,8 @@ def crowd(paths: RunPaths, arm: str, speed: float, num_requests: int, rng: np.ra
     record = results.read_json(trial_json)
     record["metrics"] = results.compute_metrics(table, DURATION_S, {"latency_p99_ms": 500})
     results.write_json(trial_json, record)
+    rows = pq.ParquetFile(paths.summary_parquet).read().to_pylist()
+    results.write_summary(paths.root, [row | record["metrics"] if row["arm"] == arm else row for row in rows])
 
 
 def percentile_of(path: Path) -> float:
