@@ -219,7 +219,7 @@ def throughput_against_p99(
     notes = {
         f"Number at a point: {'clients (concurrency)' if _closed(both) else 'requests/s offered'}.": True,
         "The p50, because no level has a p99 (fewer than 1,000 requests).": name == "p50",
-        f"No {name}, for too few requests (a p99 needs 1,000): {missing}.": missing,
+        f"No {name} (fewer requests than it needs, 1,000 for a p99, or not in the source): {missing}.": missing,
     }
     return _finish(fig, f"Throughput against {name} latency", notes | _captions(shown))
 

@@ -21,9 +21,11 @@ def is_missing(value: Any) -> bool:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Three significant digits, thousands separated: 3.94, 0.0121, 12,300."""
+    """Three significant digits, or all of a whole number: 3.94, 0.0121, 12,345."""
     if is_missing(value):
         return MISSING
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
     rounded = float(f"{value:.{digits}g}")
     if rounded == 0:
         return "0"

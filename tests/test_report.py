@@ -214,7 +214,7 @@ def page(*comparisons: Comparison, **arguments: Any) -> _Page:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(3.9412, "3.94"), (0.0, "0"), (12345, "12,300"), (999.6, "1,000"), (0.01234, "0.0123"), (64.0, "64.0"),
+    [(3.9412, "3.94"), (0.0, "0"), (12345, "12,345"), (999.6, "1,000"), (0.01234, "0.0123"), (64.0, "64.0"),
      (None, "–"), (float("nan"), "–"), (float("inf"), "–"), (-0.5, "-0.500")],
 )  # fmt: skip
 def test_number(value: float | None, text: str) -> None:
