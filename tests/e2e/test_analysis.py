@@ -27,8 +27,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "sweep.repeats=2",
         "sweep.concurrency=[2]",
         "workload.delay_s=0.1,0.2",
-        "validity.max_drift_ratio=9",
-        "validity.max_client_lag_ratio=9",
+        # Whether the machine is busy is not the question here.
+        *("validity.max_drift_ratio=9", "validity.max_client_lag_ratio=9", "validity.max_client_cpu_ratio=9"),
+        *("validity.max_window_shortfall_ratio=0.9", "validity.min_in_flight_ratio=0.1"),
         "-m",
     )
     output = finish(process)
@@ -46,15 +47,16 @@ def test_the_run_ends_with_verdict_pictures_and_report(run: tuple[Path, str]) ->
     throughput = cells[cells.family == "primary"].iloc[0]
     # Each reply takes its delay and a few milliseconds of Serve's own, so the ratio is a little above 0.1 / 0.2.
     assert throughput.num_blocks == 2
-    assert 0.5 < throughput.ratio < 0.7
+    assert 0.5 < throughput.ratio < 0.8
 
 
 def test_an_arm_and_its_own_blocks_are_compared_by_the_command_line(run: tuple[Path, str]) -> None:
     directory, _ = run
-    arms = [f"{directory}:delay_s=0.2", f"{directory}:delay_s=0.1"]
+    arms = [f"{directory}:delay_s=0.1", f"{directory}:delay_s=0.2"]
     command = [sys.executable, "-m", "analysis", "gate", *arms, "--max-slowdown", "0.03"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode in (0, 3), done.stdout + done.stderr  # three of two blocks' intervals are wide
+    assert done.returncode in (1, 3), done.stdout + done.stderr  # slower; the interval of two blocks may be wide
+    assert "throughput (req/s) at 2 clients" in done.stdout
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
