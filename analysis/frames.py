@@ -1,5 +1,6 @@
 """Tidy frames for plots and notebooks: every statistic that a picture shows is computed before it is drawn."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -211,11 +212,11 @@ def slo_p99_ms(run: Run) -> dict[str, float]:
 
 
 def all_requests(run: Run) -> list[Requests]:
-    """Every trial's requests, read once. What cannot be read is left out: a comparison is refused for it, in words."""
+    """Every trial's requests, read once. What cannot be read is left out with a warning; a comparison refuses it."""
     found: list[Requests] = []
     for _, row in run.points[run.points.state == "complete"].iterrows():
         try:
             found += load.read_requests(run, row.to_frame().T)
-        except load.LoadError:
-            continue
+        except load.LoadError as error:
+            warnings.warn(str(error), stacklevel=2)
     return found

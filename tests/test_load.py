@@ -112,3 +112,10 @@ def test_gain_by_slo_is_empty_without_p99(tmp_path: Path) -> None:
     run = load.load_run(make_run(tmp_path / "run", TWO, levels=[2]).root)
     assert run.points.latency_p99_ms.isna().all()
     assert frames.gain_by_slo(run).empty
+
+
+def test_requests_that_cannot_be_read_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    run = load.load_run(make_run(tmp_path / "run", TWO, repeats=1).root)
+    run.paths.samples("baseline", "c0004", 0).unlink()
+    with pytest.warns(UserWarning, match=r"baseline/c0004-r0.*samples\.parquet"):
+        assert len(frames.all_requests(run)) == 3

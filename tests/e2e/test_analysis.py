@@ -39,7 +39,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_the_run_ends_with_verdict_pictures_and_report(run: tuple[Path, str]) -> None:
     directory, output = run
-    assert "delay_s=0.2 is SLOWER than delay_s=0.1" in " ".join(output.split()) or "INCONCLUSIVE" in output, output
     assert str(directory / "report.html") in output.replace("\n", "")
     assert (directory / "report.html").stat().st_size > 50_000
     assert {"forest", "throughput_over_time"} <= {path.stem for path in (directory / "plots").glob("*.png")}
@@ -48,6 +47,8 @@ def test_the_run_ends_with_verdict_pictures_and_report(run: tuple[Path, str]) ->
     # Each reply takes its delay and a few milliseconds of Serve's own, so the ratio is a little above 0.1 / 0.2.
     assert throughput.num_blocks == 2
     assert 0.5 < throughput.ratio < 0.8
+    says = {"SLOWER": "delay_s=0.2 is SLOWER than delay_s=0.1", "INCONCLUSIVE": "against delay_s=0.1 is INCONCLUSIVE"}
+    assert says[throughput.verdict] in " ".join(output.split()), output  # two blocks may be too few for SLOWER
 
 
 def test_an_arm_and_its_own_blocks_are_compared_by_the_command_line(run: tuple[Path, str]) -> None:
