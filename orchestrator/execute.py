@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import results
-from orchestrator.clients.locust import Level, LocustClient
+from orchestrator.clients.locust import LocustClient
+from orchestrator.clients.processes import Level
 from orchestrator.clusters.local_ray import LocalRay, client_environment, service_yaml
 from orchestrator.config import ClusterKind, Config
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
@@ -32,7 +33,7 @@ _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the ne
 class Running(Protocol):
     """A live service, as a cluster backend yields it."""
 
-    url: str
+    urls: list[str]  # more than one: independent servers, with nothing before them
     effective: dict[str, Any]
 
     def snapshot(self) -> dict[str, Any]: ...
@@ -242,15 +243,17 @@ class Run:
         )
         level = Level(trial.concurrency, sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
         started_at = _now()
-        facts = client.run(running.url, level, directory, lambda live: self._progress.live(trial, live))
+        duration_s, facts, whole_run = client.run(
+            running.urls, level, directory, lambda live: self._progress.live(trial, live)
+        )
         server = _changes(before, running.snapshot())
         samples = results.read_samples(directory / "samples.parquet")
-        metrics = results.compute_metrics(samples, sweep.duration_s, dataclasses.asdict(config.slo))
+        metrics = results.compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
         validity = results.check_validity(
             samples,
             metrics,
             concurrency=trial.concurrency,
-            duration_s=sweep.duration_s,
+            duration_s=duration_s,
             client=facts,
             server=server,
             thresholds=dataclasses.asdict(config.validity),
@@ -268,13 +271,14 @@ class Run:
             "service_key": trial.arm.key,
             "started_at": started_at,
             "finished_at": _now(),
-            "duration_s": sweep.duration_s,
+            "duration_s": duration_s,
             "warmup_s": sweep.warmup_s,
             "ramp_up_s": sweep.ramp_up_s,
             "drain_s": sweep.drain_s,
             "client": facts,
             "server": server,
             "metrics": metrics,
+            "whole_run": whole_run,
             "valid": validity.valid,
             "invalid_reasons": validity.reasons,
             "invalid_details": validity.details,

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-from orchestrator.clients.locust import Live
+from orchestrator.clients.processes import Live
 from orchestrator.plan import Arm, Plan, Service, Trial, primary_cells
 
 

@@ -136,6 +136,7 @@ TRIAL_KEYS = {
     "client": "object of facts about the load client, see below",
     "server": "object of facts about the service, see below; null if the backend cannot tell",
     "metrics": "object: the measured columns of the summary",
+    "whole_run": "object: the run from its first request to its last reply, as LLM clients report it, see below; else null",
     "valid": "true if no rule was broken",
     "invalid_reasons": "list of codes, see below",
     "invalid_details": "object, code to one sentence: figure, limit, what to do",

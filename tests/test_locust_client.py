@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.clients import locust as locust_client
-from orchestrator.clients.locust import Level, Live, LocustClient
+from orchestrator.clients.locust import LocustClient
+from orchestrator.clients.processes import Level, Live
 from orchestrator.errors import TrialError
 from orchestrator.process import clean_environment
 from orchestrator.results import SAMPLES_SCHEMA
@@ -47,7 +48,7 @@ def drive(
 ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
     """Samples, the client's facts, what the server saw; all three agree on the number of requests."""
     client = LocustClient(locustfile, options or ECHO, num_processes, clean_environment())
-    facts = client.run(server.url, level, directory, lambda live: None)
+    facts = client.run([server.url], level, directory, lambda live: None).facts
     table = pq.read_table(directory / "samples.parquet")
     assert table.schema.equals(SAMPLES_SCHEMA)
     samples, seen = table.to_pandas(), server.stats()
@@ -337,7 +338,7 @@ def test_connections_are_kept_beyond_1024_files(tmp_path: Path) -> None:
 def fails(tmp_path: Path, code: str, url: str = "http://127.0.0.1:9", **settings: Any) -> str:
     client = LocustClient(write(tmp_path / "bad.py", code), settings, 2, clean_environment())
     with pytest.raises(TrialError) as caught:
-        client.run(url, Level(4, 0, 0.1, 0.3, 0.3), tmp_path, lambda live: None)
+        client.run([url], Level(4, 0, 0.1, 0.3, 0.3), tmp_path, lambda live: None)
     assert worker_pids() == []
     assert str(tmp_path / "client.log") in str(caught.value)
     return str(caught.value)
@@ -388,7 +389,7 @@ def test_killed_worker_is_a_trial_error(tmp_path: Path) -> None:
 
     client = LocustClient(UNARY, ECHO, 2, clean_environment())
     with serving("delay") as server, pytest.raises(TrialError, match=r"exit code -9 before 'facts'"):
-        client.run(server.url, Level(4, 0, 0, 30, 1), tmp_path, kill_one)
+        client.run([server.url], Level(4, 0, 0, 30, 1), tmp_path, kill_one)
     assert worker_pids() == []
     assert not (tmp_path / "samples.parquet").exists()
 
@@ -403,7 +404,7 @@ def test_exception_in_the_parent_leaves_no_child(tmp_path: Path, error: type[Bas
 
     client = LocustClient(UNARY, ECHO, 2, clean_environment())
     with serving("delay") as server, pytest.raises(error):
-        client.run(server.url, Level(4, 0, 0, 30, 1), tmp_path, stop)
+        client.run([server.url], Level(4, 0, 0, 30, 1), tmp_path, stop)
     assert len(pids) == 2
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
@@ -411,12 +412,13 @@ def test_exception_in_the_parent_leaves_no_child(tmp_path: Path, error: type[Bas
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
-        from orchestrator.clients.locust import Level, LocustClient
+        from orchestrator.clients.locust import LocustClient
+        from orchestrator.clients.processes import Level
         from orchestrator.process import clean_environment
         import sys
         client = LocustClient({UNARY!r}, {ECHO!r}, 2, clean_environment())
         level = Level(4, 0, 0, 60, 1)
-        client.run(sys.argv[1], level, Path({str(tmp_path)!r}), lambda live: print("running", flush=True))
+        client.run([sys.argv[1]], level, Path({str(tmp_path)!r}), lambda live: print("running", flush=True))
         """
     with serving("delay") as server:
         script = write(tmp_path / "parent.py", code)
@@ -441,7 +443,7 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     seen: list[Live] = []
     with serving("delay", delay_ms=20) as server:
         client = LocustClient(UNARY, ECHO, 2, clean_environment())
-        client.run(server.url, Level(4, 0, 1, 2, 1), tmp_path, seen.append)
+        client.run([server.url], Level(4, 0, 1, 2, 1), tmp_path, seen.append)
     assert [live.elapsed_s for live in seen[:3]] == pytest.approx([0, 1, 2], abs=1e-6)
     assert seen[1].num_clients == 4
     assert seen[1].num_failed == 0

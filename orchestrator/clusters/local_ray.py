@@ -50,9 +50,9 @@ def directory_prefix() -> str:
 
 @dataclass
 class LocalService:
-    """A running service. `url` takes load; `effective` is what the live service reported about itself."""
+    """A running service. `urls` take load; `effective` is what the live service reported about itself."""
 
-    url: str
+    urls: list[str]
     effective: dict[str, Any]
     _driver: "_Driver"
 
@@ -131,7 +131,7 @@ class LocalRay:
                 driver = _Driver(spec, _service_environment(config, claim), log_dir / "driver.log")
             effective = driver.wait_ready(config.cluster.startup_timeout_s, on_status)
             effective["isolation_env"] = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
-            yield LocalService(f"http://127.0.0.1:{http_port}", effective, driver)
+            yield LocalService([f"http://127.0.0.1:{http_port}"], effective, driver)
         finally:
             with uninterrupted():
                 if claim is not None:
