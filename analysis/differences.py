@@ -125,12 +125,22 @@ def _effective(
     ]
     constants = [_by_name(service, "constants", kinds, ignored) for service in (baseline, candidate)]
     found += _diff(constants[0], constants[1], "consequence", lambda name: True, prefix="constant.")
+    if baseline.get("engine") and candidate.get("engine"):
+        engines = [flatten({"engine": each["engine"]}) for each in (baseline, candidate)]
+        found += _diff(engines[0], engines[1], "effective", lambda key: _below(key, _engine_axes(treatment)))
     for what in ("versions", "hardware"):
         facts = [flatten({what: _comparable(service[what])}) for service in (baseline, candidate)]
         if what == "versions" and "workload" in treatment:  # an arm without Ray has no Ray version
             facts = [{key: side[key] for key in facts[0].keys() & facts[1].keys()} for side in facts]
         found += _diff(facts[0], facts[1], "effective", lambda key: "cluster" in treatment)
     return found
+
+
+def _engine_axes(treatment: Sequence[str]) -> list[str]:
+    """A compared setting `model.engine.max_num_seqs` is `engine.max_num_seqs` here; Serve LLM chooses its executor."""
+    axes = [axis.removeprefix("model.") for axis in treatment if axis.startswith("model.engine")]
+    axes += ["engine"] * ("model" in treatment)
+    return axes + ["engine.distributed_executor_backend"] * ("workload" in treatment)
 
 
 def _by_name(service: Mapping[str, Any], what: str, kinds: set[str], ignored: set[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -29,6 +29,11 @@ class Redeploy(Enum):
 
 class LoadMode(Enum):
     closed = "closed"
+
+
+class ClientKind(Enum):
+    locust = "locust"
+    vllm_bench = "vllm_bench"
 
 
 @dataclass
@@ -58,6 +63,7 @@ class SweepConfig:
     name: str = MISSING
     load: LoadMode = LoadMode.closed
     concurrency: Any = MISSING  # an int or a list: `=[1,8]` and `=1,8 -m` both mean two levels
+    per_replica: bool = False  # concurrency is of each replica: N replicas get N times as many clients
     repeats: int = MISSING
     ramp_up_s: float = MISSING
     warmup_s: float = MISSING
@@ -95,6 +101,7 @@ class CompareConfig:
 
 @dataclass
 class ClientConfig:
+    kind: ClientKind = ClientKind.locust
     locustfile: str = MISSING
     options: dict[str, Any] = MISSING
 
@@ -105,18 +112,20 @@ class WorkloadConfig:
 
     name: str = MISSING
     num_replicas: int = MISSING  # of the tier that does the work
-    application: dict[str, Any] = MISSING  # a Ray Serve application config; `deployments` maps name -> settings
+    application: dict[str, Any] | None = MISSING  # a Ray Serve application config; `deployments` maps name -> settings
     client: ClientConfig = MISSING
     slo: dict[str, Any] = MISSING
     ready_path: str = MISSING
     env: dict[str, Any] = MISSING
     extra: str | None = MISSING
+    server: dict[str, Any] | None = None  # without an application: vLLM's own server (model, source, engine, num_gpus)
 
 
 @dataclass
 class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     workload: Any = MISSING  # a WorkloadConfig once parsed
+    model: dict[str, Any] = field(default_factory=dict)  # of LLM workloads, which interpolate it
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     slo: SloConfig = field(default_factory=SloConfig)
@@ -129,7 +138,8 @@ class Config:
 
 
 def register() -> None:
-    """Make the schema known to Hydra as the defaults-list entry `schema`."""
+    """Make the schema known to Hydra as the defaults-list entry `schema`, and `${mul:a,b}` to configs."""
+    OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -155,7 +165,7 @@ def parse(composed: DictConfig) -> Config:
 def _workload(node: Any) -> WorkloadConfig:
     if not isinstance(node, Mapping):
         raise ConfigError(f"workload must be a mapping, found {node!r}")
-    names = [each.name for each in fields(WorkloadConfig)]
+    names = [each.name for each in fields(WorkloadConfig) if each.name in node or each.default is MISSING]
     missing = [name for name in names if name not in node]
     if missing:
         raise ConfigError(f"workload lacks {', '.join(missing)}; it has {', '.join(node)}")
@@ -165,17 +175,23 @@ def _workload(node: Any) -> WorkloadConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"workload: {error}") from error
     assert isinstance(workload, WorkloadConfig)
-    application = workload.application
-    if not isinstance(application.get("import_path"), str):
-        raise ConfigError(f"workload.application.import_path must be module:attribute, found {application!r}")
-    deployments = application.get("deployments")
-    if not isinstance(deployments, dict) or not all(isinstance(each, dict) for each in deployments.values()):
-        raise ConfigError(f"workload.application.deployments must map names to settings, found {deployments!r}")
+    if (workload.application is None) == (workload.server is None):
+        raise ConfigError(f"workload {workload.name} needs an application or a server, and not both")
+    if workload.application is not None:
+        _check_application(workload.application)
     if not workload.ready_path.startswith("/"):
         raise ConfigError(f"workload.ready_path must start with /, found {workload.ready_path!r}")
     for name, value in node.items():
         _check_number(f"workload.{name}", value)
     return workload
+
+
+def _check_application(application: Mapping[str, Any]) -> None:
+    if not isinstance(application.get("import_path"), str):
+        raise ConfigError(f"workload.application.import_path must be module:attribute, found {application!r}")
+    deployments = application.get("deployments")
+    if not isinstance(deployments, dict) or not all(isinstance(each, dict) for each in deployments.values()):
+        raise ConfigError(f"workload.application.deployments must map names to settings, found {deployments!r}")
 
 
 def _check_number(key: str, value: Any) -> None:
@@ -265,32 +281,94 @@ def _check_ranges(config: Config) -> None:
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"slo.{each.name} must be above 0 or null, found {value}")
     _check_replicas(config)
+    _check_client(config)
+
+
+class _Ask(NamedTuple):
+    """What some equal replicas want of the cluster, each."""
+
+    name: str
+    num_replicas: int
+    num_cpus: float
+    num_gpus: float
 
 
 def _check_replicas(config: Config) -> None:
     """More replicas than the cluster can hold would only time out, so this is refused here."""
-    asked_cpus = asked_gpus = 0.0
-    parts = []
-    for settings in render_application(config)["deployments"]:
-        name, replicas = settings["name"], settings.get("num_replicas", 1)
-        if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
-            raise ConfigError(f"{name}: num_replicas must be a positive whole number, found {replicas!r}")
-        options = settings.get("ray_actor_options") or {}
-        if not isinstance(options, dict):
-            raise ConfigError(f"{name}: ray_actor_options must be a mapping, found {options!r}")
-        cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # as Serve has it
-        gpus = options.get("num_gpus") or 0
-        for resource, amount in (("num_cpus", cpus), ("num_gpus", gpus)):
-            if not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
-                raise ConfigError(f"{name}: ray_actor_options.{resource} must be a number, found {amount!r}")
-        asked_cpus += replicas * cpus
-        asked_gpus += replicas * gpus
-        parts.append(f"{name} {replicas} x ({cpus:g} CPU, {gpus:g} GPU)")
+    asks = _asks(config)
+    cpus = sum(ask.num_replicas * ask.num_cpus for ask in asks)
+    gpus = sum(ask.num_replicas * ask.num_gpus for ask in asks)
     has = config.cluster
-    if asked_cpus > has.num_cpus or asked_gpus > has.num_gpus:
+    if cpus > has.num_cpus or gpus > has.num_gpus:
+        parts = [f"{ask.name} {ask.num_replicas} x ({ask.num_cpus:g} CPU, {ask.num_gpus:g} GPU)" for ask in asks]
+        hint = "; model=tiny needs no GPU" if config.model and gpus > has.num_gpus else ""
         raise ConfigError(
-            f"workload {config.workload.name} asks for {asked_cpus:g} CPU and {asked_gpus:g} GPU ({', '.join(parts)}); "
-            f"cluster {has.name} hands out {has.num_cpus} CPU and {has.num_gpus} GPU (cluster.num_*)"
+            f"workload {config.workload.name} asks for {cpus:g} CPU and {gpus:g} GPU ({', '.join(parts)}); "
+            f"cluster {has.name} hands out {has.num_cpus} CPU and {has.num_gpus} GPU (cluster.num_*){hint}"
+        )
+
+
+def _asks(config: Config) -> list[_Ask]:
+    workload = config.workload
+    if workload.server is not None:
+        return [_Ask("server", workload.num_replicas, 1, workload.server["num_gpus"])]
+    application = render_application(config)
+    asks = [_ask(settings["name"], settings) for settings in application["deployments"]]
+    args = application.get("args") or {}
+    for llm in args.get("llm_configs") or ():  # ray.serve.llm's: the deployments are its own
+        engine, group = llm["engine_kwargs"], llm.get("placement_group_config") or {}
+        bundle = group.get("bundle_per_worker", {"GPU": 1})  # Ray's own choice where nothing is said
+        workers = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+        replica = _ask("model replica", llm["deployment_config"])
+        asks.append(
+            replica._replace(
+                num_cpus=replica.num_cpus + workers * bundle.get("CPU", 0),
+                num_gpus=replica.num_gpus + workers * bundle.get("GPU", 0),
+            )
+        )
+    if args.get("ingress_deployment_config"):
+        asks.append(_ask("ingress replica", args["ingress_deployment_config"]))
+    return asks
+
+
+def _ask(name: str, settings: Mapping[str, Any]) -> _Ask:
+    """Of one deployment's settings. Raises ConfigError for what is no number."""
+    replicas = settings.get("num_replicas", 1)
+    if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
+        raise ConfigError(f"{name}: num_replicas must be a positive whole number, found {replicas!r}")
+    options = settings.get("ray_actor_options") or {}
+    if not isinstance(options, dict):
+        raise ConfigError(f"{name}: ray_actor_options must be a mapping, found {options!r}")
+    cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # as Serve has it
+    gpus = options.get("num_gpus") or 0
+    for resource, amount in (("num_cpus", cpus), ("num_gpus", gpus)):
+        if not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
+            raise ConfigError(f"{name}: ray_actor_options.{resource} must be a number, found {amount!r}")
+    return _Ask(name, replicas, cpus, gpus)
+
+
+def _check_client(config: Config) -> None:
+    """What vLLM's client would only find out with the service up."""
+    client = config.workload.client
+    if client.kind is not ClientKind.vllm_bench:
+        return
+    options = client.options
+    for name in ("num_input_tokens", "num_output_tokens", "num_prompts", "request_rate_rps", "timeout_s"):
+        value, may_be_null = options.get(name), name in ("num_prompts", "request_rate_rps")
+        whole = name.startswith("num_")
+        if not (value is None and may_be_null) and not (
+            isinstance(value, int if whole else int | float) and not isinstance(value, bool) and value > 0
+        ):
+            raise ConfigError(
+                f"workload.client.options.{name} must be a {'whole ' if whole else ''}number above 0"
+                f"{' or null' if may_be_null else ''}, found {value!r}"
+            )
+    limit = config.model.get("engine", {}).get("max_model_len")
+    asked = options["num_input_tokens"] + options["num_output_tokens"]
+    if limit is not None and asked > limit:
+        raise ConfigError(
+            f"a request of {options['num_input_tokens']} + {options['num_output_tokens']} tokens does not fit "
+            f"model.engine.max_model_len={limit}"
         )
 
 
@@ -299,6 +377,7 @@ def render_application(config: Config) -> dict[str, Any]:
 
     Same for every backend; `serve run` and `anyscale service deploy` accept it in their files.
     """
+    assert config.workload.application is not None, "a workload without Ray Serve"
     overlaid = config.profile.app.get("deployments", {})
     deployed = config.workload.application["deployments"]
     if not isinstance(overlaid, dict) or not overlaid.keys() <= deployed.keys():

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from orchestrator import results
 from orchestrator.clients.locust import LocustClient
 from orchestrator.clients.processes import Level
+from orchestrator.clients.vllm_bench import VllmBenchClient
 from orchestrator.clusters.local_ray import LocalRay, client_environment, service_yaml
-from orchestrator.config import ClusterKind, Config
+from orchestrator.config import ClientKind, ClusterKind, Config
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
 from orchestrator.plan import Plan, Service, Trial, Wave, primary_cells
@@ -27,6 +28,7 @@ from orchestrator.process import Interrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
 
+ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
 _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
 
 
@@ -51,10 +53,10 @@ def preflight(plan: Plan, imports: bool) -> None:
     for arm in plan.arms:
         backend = CLUSTERS[arm.config.cluster.kind]()
         backend.check(arm.config)
-        modules = (arm.config.workload.application["import_path"], arm.config.workload.client.locustfile)
-        if imports and modules not in imported:
+        workload = arm.config.workload
+        if imports and workload.name not in imported:
             backend.check_imports(arm.config)
-            imported.add(modules)
+            imported.add(workload.name)
 
 
 def write_service_files(plan: Plan, paths: RunPaths) -> None:
@@ -235,24 +237,21 @@ class Run:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
         config, sweep = trial.arm.config, trial.arm.config.sweep
         before = _healthy_snapshot(running)
-        client = LocustClient(
-            config.workload.client.locustfile,
-            config.workload.client.options,
-            config.cluster.client_processes,
-            client_environment(),
-        )
+        client = _client(config)
         level = Level(trial.concurrency, sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
         started_at = _now()
         duration_s, facts, whole_run = client.run(
             running.urls, level, directory, lambda live: self._progress.live(trial, live)
         )
-        server = _changes(before, running.snapshot())
+        after = running.snapshot()
+        _check_engines(before, after)
+        server = _changes(before, after)
         samples = results.read_samples(directory / "samples.parquet")
         metrics = results.compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
         validity = results.check_validity(
             samples,
             metrics,
-            concurrency=trial.concurrency,
+            concurrency=None if _offered_rps(config) else trial.concurrency,
             duration_s=duration_s,
             client=facts,
             server=server,
@@ -265,9 +264,9 @@ class Run:
             "arm": trial.arm.name,
             "repeat": trial.repeat,
             "level": trial.level,
-            "load_mode": sweep.load.value,
+            "load_mode": _load_mode(config),
             "concurrency": trial.concurrency,
-            "offered_rps": None,
+            "offered_rps": _offered_rps(config),
             "service_key": trial.arm.key,
             "started_at": started_at,
             "finished_at": _now(),
@@ -349,6 +348,33 @@ def _healthy_snapshot(running: Running) -> dict[str, Any]:
         time.sleep(0.5)
 
 
+def _client(config: Config) -> LocustClient | VllmBenchClient:
+    """Who drives the load of one trial."""
+    client, env = config.workload.client, client_environment()
+    if client.kind is ClientKind.vllm_bench:
+        return VllmBenchClient(client.options, config.workload.num_replicas, env)
+    return LocustClient(client.locustfile, client.options, config.cluster.client_processes, env)
+
+
+def _offered_rps(config: Config) -> float | None:
+    """The rate at which requests are sent, where they do not wait for replies alone."""
+    client = config.workload.client
+    return client.options["request_rate_rps"] if client.kind is ClientKind.vllm_bench else None
+
+
+def _load_mode(config: Config) -> str:
+    return "open" if _offered_rps(config) else config.sweep.load.value
+
+
+def _check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Without its engine a server only answers with errors: there is nothing to measure. Raises TrialError."""
+    alive = {actor["id"] for actor in after["actors"]}
+    gone = [each for each in before["actors"] if each["kind"] == ENGINE_KIND and each["id"] not in alive]
+    if gone:
+        names = ", ".join(f"{each['name']} (pid {each['pid']})" for each in gone)
+        raise TrialError(f"the engine {names} died under load; its log: {gone[0].get('log')}")
+
+
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Actors that were there before the load and are not after it, and what Serve calls unhealthy now.
 
@@ -407,8 +433,9 @@ def _planned_row(trial: Trial, run_id: str) -> dict[str, Any]:
         "profile": config.profile.name,
         "cluster": config.cluster.name,
         "service_key": trial.arm.key,
-        "load_mode": config.sweep.load.value,
+        "load_mode": _load_mode(config),
         "concurrency": trial.concurrency,
+        "offered_rps": _offered_rps(config),
         "duration_s": config.sweep.duration_s,
         "num_replicas": config.workload.num_replicas,
         "valid": None,

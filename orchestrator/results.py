@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 SCHEMA_VERSION = 1
 UNFINISHED = "unfinished"  # `error` of a request still in flight after `drain_s`
+SHORT_REPLY, LONG_REPLY = "short_reply", "long_reply"  # `error` of another number of tokens than asked begins so
 
 # One row a request, warm-up included. Time 0 is the start of the measurement window.
 SAMPLES_SCHEMA = pa.schema(
@@ -136,7 +137,7 @@ TRIAL_KEYS = {
     "client": "object of facts about the load client, see below",
     "server": "object of facts about the service, see below; null if the backend cannot tell",
     "metrics": "object: the measured columns of the summary",
-    "whole_run": "object: the run from its first request to its last reply, as LLM clients report it, see below; else null",
+    "whole_run": "object: the run from first request to last reply, as LLM clients report it, see below; else null",
     "valid": "true if no rule was broken",
     "invalid_reasons": "list of codes, see below",
     "invalid_details": "object, code to one sentence: figure, limit, what to do",
@@ -157,6 +158,25 @@ CLIENT_KEYS = {
     "num_task_errors": "exceptions that the locustfile's task raised",
     "versions": "object: package to version of the client",
 }
+WHOLE_RUN_KEYS = {
+    "duration_s": "from the first request sent to the last reply, s",
+    "num_successful": "replies that the client counts as completed, those of another length than asked included",
+    "num_failed": "requests without such a reply",
+    "num_short": "of num_successful, those with fewer tokens than asked: failures in samples.parquet and in the window",
+    "throughput_rps": "num_successful per second",
+    "input_throughput_tok_per_s": "input tokens of num_successful per second",
+    "output_throughput_tok_per_s": "output tokens of num_successful per second",
+    "ttft_mean_ms": "mean time to the first token, ms",
+    "ttft_p50_ms": "median of the same, ms; like every percentile here, of however few samples there are",
+    "ttft_p99_ms": "99th percentile of the same, ms",
+    "tpot_mean_ms": "mean of (latency - TTFT) / (tokens - 1) over replies of two tokens or more, ms",
+    "tpot_p50_ms": "median of the same, ms",
+    "tpot_p99_ms": "99th percentile of the same, ms",
+    "latency_mean_ms": "mean time to the last token, ms",
+    "latency_p50_ms": "median of the same, ms",
+    "latency_p99_ms": "99th percentile of the same, ms",
+    "client": "object: the client's own figures under these names, 0 for none; null if it ran in several processes",
+}
 SERVER_KEYS = {
     "restarted": "list of names of replicas that were replaced during the trial",
     "failed": "list of names of actors that died during the trial",
@@ -176,6 +196,7 @@ EFFECTIVE_KEYS = {
     "service_key": "hash of everything that makes two services the same",
     "declared_env": "object: the environment that the profile and cluster declare",
     "actors": "list of objects: name, kind, pid, env and constants, as read inside each Serve actor",
+    "engine": "object: settings of the vLLM engine as the live service reports them; null without one",
     "flag_effects": "object: declared flag to the constants that Ray computed from it",
     "consequences": "object: other constants that differ from those under no declared flag, from and to",
     "warnings": "list of sentences, such as a declared flag that changes nothing in this Ray version",
@@ -417,6 +438,35 @@ def compute_metrics(
     if judged:
         metrics["goodput_rps"] = int(np.count_nonzero(good)) / duration_s
     return metrics
+
+
+def whole_run(samples: pa.Table, duration_s: float) -> dict[str, float | int | None]:
+    """`WHOLE_RUN_KEYS` but `client`: all of a run of `duration_s`, ramp-up and tail included, as LLM clients report it.
+
+    That is for holding figures against those of such a client; what is compared between arms is the window's.
+    Hence its rules: a reply of another length than asked counts, and percentiles are given however few values
+    there are. None without a value.
+    """
+    error = samples["error"]
+    short = pc.fill_null(pc.starts_with(error, SHORT_REPLY), False)
+    long = pc.fill_null(pc.starts_with(error, LONG_REPLY), False)
+    completed = samples.filter(pc.or_(samples["ok"], pc.or_(short, long)))
+    figures: dict[str, float | int | None] = {
+        "duration_s": duration_s,
+        "num_successful": len(completed),
+        "num_failed": len(samples) - len(completed),
+        "num_short": pc.sum(short, min_count=0).as_py(),
+        "throughput_rps": len(completed) / duration_s,
+    }
+    for side in ("input", "output"):
+        num_tokens = pc.sum(completed[f"num_{side}_tokens"], min_count=0).as_py()
+        figures[f"{side}_throughput_tok_per_s"] = num_tokens / duration_s
+    for prefix in ("ttft", "tpot", "latency"):
+        values = completed[f"{prefix}_ms"].drop_null().to_numpy()
+        p50, p99 = np.percentile(values, (50, 99)).tolist() if len(values) else (None, None)
+        figures[f"{prefix}_mean_ms"] = float(values.mean()) if len(values) else None
+        figures[f"{prefix}_p50_ms"], figures[f"{prefix}_p99_ms"] = p50, p99
+    return figures
 
 
 def in_flight_mean(samples: pa.Table, end_s: float, start_s: float = 0.0) -> float:

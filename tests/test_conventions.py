@@ -11,7 +11,11 @@ from tests.conftest import ROOT
 SOURCES = sorted(path for folder in ("orchestrator", "workloads", "analysis") for path in (ROOT / folder).rglob("*.py"))
 HEAVY = {"ray", "anyscale", "vllm", "torch", "locust", "gevent", "geventhttpclient"}
 # The modules that run in child processes of their own.
-MAY_BE_HEAVY = {"orchestrator/clusters/local_driver.py", "orchestrator/clients/locust_worker.py"}
+MAY_BE_HEAVY = {
+    "orchestrator/clusters/local_driver.py",
+    "orchestrator/clients/locust_worker.py",
+    "orchestrator/clients/vllm_bench_worker.py",
+}
 # What a module of ours may import of ours; absent = anything.
 ALLOWED = {
     "orchestrator/errors.py": set(),
@@ -21,10 +25,14 @@ ALLOWED = {
     "orchestrator/provenance.py": set(),
     "orchestrator/config.py": {"errors"},
     "orchestrator/plan.py": {"config", "errors", "paths", "provenance"},
-    "orchestrator/clients/locust.py": {"errors", "results", "process"},
+    "orchestrator/clients/processes.py": {"errors"},
+    "orchestrator/clients/locust.py": {"errors", "clients"},
+    "orchestrator/clients/vllm_bench.py": {"errors", "results", "clients"},
     "orchestrator/clients/locust_worker.py": {"results"},
     "orchestrator/clusters/local_ray.py": {"config", "errors", "process", "provenance"},
-    "orchestrator/clusters/local_driver.py": {"process", "provenance"},
+    "orchestrator/clusters/local_driver.py": {"clusters", "process", "provenance"},
+    "orchestrator/clusters/vllm_driver.py": {"clusters", "process", "provenance"},
+    "orchestrator/clusters/engine.py": set(),
 }
 
 

@@ -2,7 +2,8 @@
 
 Locust's `iter_lines` waits for blocks of 1,024 bytes and its clock stops at the headers, so ten chunks sent
 50 ms apart seem to arrive together. Here lines are taken as they come, and nothing is parsed before the last
-has come. One `data:` line is one event (OpenAI servers send no others), one event is one token.
+has come. One `data:` line is one event (OpenAI servers send no others). One event is one token, unless a last event
+tells the usage: vLLM puts tokens that are ready together into one event.
 """
 
 import json
@@ -14,7 +15,7 @@ from geventhttpclient.response import HTTPParseError
 
 class Stream(NamedTuple):
     latency_ms: float  # to the last byte
-    ttft_ms: float | None  # to the first event with text in it
+    ttft_ms: float | None  # to the first event with a choice in it
     tpot_ms: float | None  # (latency - TTFT) / (tokens - 1); None below two tokens
     num_output_tokens: int
     error: str | None
@@ -31,8 +32,11 @@ class Stream(NamedTuple):
             response.failure(self.error)
 
 
-def read_stream(response: Any, sent_s: float, num_chunks: int | None = None) -> Stream:
-    """Read to the end a response got with `stream=True` that was sent at `sent_s` (`time.perf_counter()`)."""
+def read_stream(response: Any, sent_s: float, num_tokens: int) -> Stream:
+    """Read to the end a response got with `stream=True` that was sent at `sent_s` (`time.perf_counter()`).
+
+    One that holds not exactly `num_tokens` is an error.
+    """
     arrivals: list[tuple[float, bytes]] = []
     readline = response._response.readline  # what FastResponse wraps: its reads return what has come so far
     error = None
@@ -49,27 +53,30 @@ def read_stream(response: Any, sent_s: float, num_chunks: int | None = None) -> 
     done = bool(arrivals) and arrivals[-1][1] == b"[DONE]"
     if done:
         arrivals.pop()
-    first_text_s = None
+    first_s, counted = None, 0
     for arrived_s, data in arrivals:
         try:
-            text = json.loads(data)["choices"][0]["text"]
+            event = json.loads(data)
+            if event["choices"]:
+                first_s = arrived_s if first_s is None else first_s
+                counted += 1
+            else:
+                counted = event["usage"]["completion_tokens"]
         except (ValueError, LookupError, TypeError):
             error = error or f"malformed_event: {data[:80]!r}"
             break
-        if text and first_text_s is None:
-            first_text_s = arrived_s
     if not done:
         error = error or "truncated_stream"
-    if num_chunks is not None and len(arrivals) != num_chunks:
-        error = error or f"wrong_num_chunks: got {len(arrivals)}, want {num_chunks}"
+    if counted != num_tokens:
+        error = error or f"{'short' if counted < num_tokens else 'long'}_reply: got {counted}, want {num_tokens}"
 
     tpot_ms = None
-    if first_text_s is not None and len(arrivals) >= 2:
-        tpot_ms = (end_s - first_text_s) * 1000 / (len(arrivals) - 1)
+    if first_s is not None and counted >= 2:
+        tpot_ms = (end_s - first_s) * 1000 / (counted - 1)
     return Stream(
         latency_ms=(end_s - sent_s) * 1000,
-        ttft_ms=None if first_text_s is None else (first_text_s - sent_s) * 1000,
+        ttft_ms=None if first_s is None else (first_s - sent_s) * 1000,
         tpot_ms=tpot_ms,
-        num_output_tokens=len(arrivals),
+        num_output_tokens=counted,
         error=error,
     )

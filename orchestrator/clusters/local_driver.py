@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+import psutil
 import ray
 from ray import serve
 from ray._private import state as ray_state
@@ -29,6 +30,7 @@ from ray.serve._private.api import serve_start
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeDeploySchema
 
 from orchestrator import provenance
+from orchestrator.clusters.engine import declared_differences, engine_settings
 from orchestrator.process import end_members, listener
 
 # Read back from the actors, less what must not be written down.
@@ -140,7 +142,7 @@ def _wait_for_reply(url: str, channel: TextIO) -> None:
 
 def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Which Serve actors live now, who listens, and whether Serve itself calls the application healthy."""
-    actors = [
+    actors: list[dict[str, Any]] = [
         {
             "id": actor_id,
             "name": actor["Name"],
@@ -150,6 +152,7 @@ def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:
         for actor_id, actor in ray_state.actors().items()
         if actor["State"] == "ALIVE" and actor["Name"].startswith("SERVE_")
     ]
+    actors += [engine for actor in actors if actor["kind"] == "ServeReplica" for engine in _engines(actor, spec)]
     applications = serve.status().applications.values()
     unhealthy = [
         f"{name}: {deployment.status.value} {deployment.message}"
@@ -160,17 +163,51 @@ def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"actors": actors, "listener": listener(spec["http_port"]), "unhealthy": unhealthy}
 
 
-def _report(_actor: Any) -> dict[str, Any]:
-    """Runs inside each Serve actor: what it was given and what Ray made of that."""
+def _engines(replica: Mapping[str, Any], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The processes in which vLLM runs the model of a replica, as if they were actors of their own."""
+    if spec.get("engine") is None:
+        return []
+    try:
+        children = psutil.Process(replica["pid"]).children(recursive=True)
+        engines = [each for each in children if each.name().startswith("VLLM::Eng")]  # Linux keeps 15 characters
+        return [
+            {
+                "id": f"{each.pid}-{each.create_time()}",
+                "name": f"{replica['name']}-engine",
+                "kind": "VllmEngine",
+                "pid": each.pid,
+                "log": f"{spec['log_dir']} (worker-*-{replica['pid']}.err.log, replica_*.log)",
+            }
+            for each in engines
+        ]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _report(actor: Any) -> dict[str, Any]:
+    """Runs inside each Serve actor: what it was given and what Ray and vLLM made of that."""
     import os as actor_os
+    import sys as actor_sys
 
     from ray.serve._private import constants as actor_constants
 
-    return {
-        "pid": actor_os.getpid(),
-        "env": dict(actor_os.environ),
-        "constants": {name: value for name, value in vars(actor_constants).items() if name.isupper()},
-    }
+    constants = {name: value for name, value in vars(actor_constants).items() if name.isupper()}
+    if llm := actor_sys.modules.get("ray.llm._internal.serve.constants"):
+        constants |= {name: value for name, value in vars(llm).items() if name.isupper()}
+    engine = None
+    if "vllm.config" in actor_sys.modules:
+        # Breadth first through attributes, wherever Ray keeps it (frozen objects are not among gc.get_objects()).
+        reached, seen = [actor], {id(actor)}
+        for each in reached:
+            if type(each).__name__ == "VllmConfig":
+                import pydantic
+
+                engine = pydantic.TypeAdapter(type(each)).dump_python(each, mode="json", fallback=str)
+                break
+            inner = [value for value in getattr(each, "__dict__", {}).values() if id(value) not in seen]
+            seen.update(map(id, inner))
+            reached += inner[: 100_000 - len(reached)]
+    return {"pid": actor_os.getpid(), "env": dict(actor_os.environ), "constants": constants, "engine": engine}
 
 
 def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +218,10 @@ def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
     declared: dict[str, str] = spec["declared_env"]
     actors: list[dict[str, Any]] = []
     missing: list[str] = []
+    engines: list[dict[str, Any]] = []
     for actor in _snapshot(spec)["actors"]:
+        if actor["kind"] == "VllmEngine":
+            continue  # no actor, and told by its replica
         handle = ray.get_actor(actor["name"], namespace="serve")
         report = ray.get(handle.__ray_call__.remote(_report), timeout=_ACTOR_ANSWER_TIMEOUT_S)
         missing += [
@@ -198,12 +238,16 @@ def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
                 "constants": _plain(report["constants"]),
             }
         )
+        if report["engine"] is not None:
+            engines.append(engine_settings(report["engine"]))
     if missing:
         raise RuntimeError("declared environment did not reach every Serve actor:\n" + "\n".join(missing))
+    engine = _one_engine(engines, spec.get("engine"))
     effects, consequences, warnings = _flag_effects(declared)
     return {
         "declared_env": declared,
         "actors": actors,
+        "engine": engine,
         "flag_effects": effects,
         "consequences": consequences,
         "warnings": warnings,
@@ -215,6 +259,17 @@ def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
         },
         "hardware": provenance.host() | {"ray_resources": ray.cluster_resources()},
     }
+
+
+def _one_engine(found: list[dict[str, Any]], declared: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The engine settings that all replicas share. Raises RuntimeError where they differ from the declared ones."""
+    if declared is None:
+        return None
+    if not found or any(each != found[0] for each in found):
+        raise RuntimeError(f"the replicas do not tell one and the same engine: {found}")
+    if wrong := declared_differences(declared, found[0]):
+        raise RuntimeError("declared engine arguments did not reach the engine: " + "; ".join(wrong))
+    return found[0]
 
 
 def _reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str, str]:
@@ -251,8 +306,9 @@ def _flag_effects(
         rest = {other: setting for other, setting in declared.items() if other != name}
         effects[name] = alone or _difference(_constants_under(rest, without=declared), here)
         if not effects[name]:
-            expected = "no effect expected" if name.startswith("RAY_SERVE_") else "its effect cannot be shown here"
-            warnings.append(f"{name}={value} changes no Serve constant in Ray {ray.__version__}: {expected}")
+            known = name.startswith(("RAY_SERVE_", "VLLM_"))
+            expected = "no effect expected" if known else "its effect cannot be shown here"
+            warnings.append(f"{name}={value} changes no constant of Ray {ray.__version__} or vLLM: {expected}")
     consequences = {name: change for name, change in _difference(baseline, here).items() if name not in declared}
     return effects, consequences, warnings
 
@@ -266,14 +322,26 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
 
 
 def _constants_under(env: Mapping[str, str], without: Mapping[str, str]) -> dict[str, Any]:
-    assert serve_constants.__file__ is not None
-    module_spec = importlib.util.spec_from_file_location("_constants_afresh", serve_constants.__file__)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
+    """Constants of Ray Serve, and of Ray Serve LLM and vLLM where a flag is theirs, evaluated afresh."""
+    places = [serve_constants.__file__]
+    if any(name.startswith("RAY_SERVE_LLM_") for name in without):
+        places.append(str(Path(ray.__file__).parent / "llm" / "_internal" / "serve" / "constants.py"))
+    found: dict[str, Any] = {}
     with _environment(env, without):
-        module_spec.loader.exec_module(module)
-    return _plain({name: value for name, value in vars(module).items() if name.isupper()})
+        for place in places:
+            module_spec = importlib.util.spec_from_file_location("_constants_afresh", place)
+            assert module_spec is not None
+            assert module_spec.loader is not None
+            module = importlib.util.module_from_spec(module_spec)
+            module_spec.loader.exec_module(module)
+            found |= {name: value for name, value in vars(module).items() if name.isupper()}
+        if of_vllm := [name for name in without if name.startswith("VLLM_")]:
+            from vllm import envs
+
+            found |= {
+                name: envs.environment_variables[name]() for name in of_vllm if name in envs.environment_variables
+            }
+    return _plain(found)
 
 
 @contextmanager

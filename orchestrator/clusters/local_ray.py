@@ -1,4 +1,4 @@
-"""Local Ray: a fresh, isolated Ray cluster on this machine for every service.
+"""This machine: a fresh, isolated Ray cluster for every service, or vLLM's own servers without Ray.
 
 One child driver process a service, with its own environment, ports, directory and token; nothing is shared
 with other Ray clusters on the machine or with another orchestrator. The port block is claimed by creating the
@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 
 from orchestrator import provenance
-from orchestrator.config import Config, render_application
+from orchestrator.config import ClientKind, Config, render_application
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import MARKER, clean_environment, end_members, listener, uninterrupted
 
@@ -39,6 +39,8 @@ _FIRST_PORT, _LAST_PORT, _BLOCK_PORTS = 10000, 32000, 200
 _DIRECTORY_PREFIX = "so-"  # short: Ray puts UNIX sockets below it, and their paths may have 107 characters
 _SNAPSHOT_TIMEOUT_S = 60.0
 _LOG_TAIL_BYTES = 1 << 20
+# A flag that Ray refuses, or ignores, without another.
+_NEEDS = {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "RAY_SERVE_ENABLE_HA_PROXY"}
 # What isolates a service from its neighbours, so no profile may declare it.
 _OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_TMPDIR", "RAY_ADDRESS"})
 
@@ -70,7 +72,8 @@ class LocalRay:
     def check(self, config: Config) -> None:
         """Everything that can be known without starting Ray. Raises ConfigError."""
         check_flags({**config.cluster.env, **config.workload.env, **config.profile.env})
-        _check_source(config.workload.application["import_path"])
+        if config.workload.application is not None:
+            _check_source(config.workload.application["import_path"])
         locustfile = config.workload.client.locustfile
         found = Path(locustfile) if locustfile.endswith(".py") else provenance.find_module(locustfile)
         if found is None or not found.is_file():
@@ -85,8 +88,11 @@ class LocalRay:
         """Import the application and the client's file, each in a child process. Raises ConfigError."""
         extra = config.workload.extra
         hint = f"\nIt needs: pip install '.[{extra}]'" if extra else ""
-        application = config.workload.application["import_path"].split(":")[0]
-        for module in (application, config.workload.client.locustfile):
+        _check_vllm(config)
+        modules = [config.workload.client.locustfile]
+        if config.workload.application is not None:
+            modules.append(config.workload.application["import_path"].split(":")[0])
+        for module in modules:
             load = f"import runpy; runpy.run_path({module!r})" if module.endswith(".py") else f"import {module}"
             try:
                 done = subprocess.run(
@@ -104,7 +110,7 @@ class LocalRay:
 
     @contextmanager
     def service(self, config: Config, log_dir: Path, on_status: Callable[[str], None]) -> Iterator[LocalService]:
-        """Bring one service up, and always take it down again.
+        """Start one service, and always take it down again.
 
         Writes `service.yaml` into `log_dir` before and copies the logs there after. Raises ServiceError with the
         replica's own words and the log's path when it cannot be brought up, or when a process of it survives.
@@ -116,22 +122,15 @@ class LocalRay:
                 claim = _Claim()
             http_port = config.cluster.http_port or claim.base_port
             (log_dir / "service.yaml").write_text(service_yaml(config, http_port))
-            spec = {
-                "directory": str(claim.directory),
-                "num_cpus": config.cluster.num_cpus,
-                "num_gpus": config.cluster.num_gpus,
-                "metrics_export_port": claim.base_port + 6,
-                "serve_config": render_service(config, http_port),
-                "http_port": http_port,
-                "ready_url": f"http://127.0.0.1:{http_port}{config.workload.ready_path}",
-                "declared_env": config.profile.env,
-                "cluster_env": {**config.cluster.env, **config.workload.env},
-            }
+            ports = [http_port]
+            if config.workload.server is not None:
+                ports += [claim.base_port + offset for offset in range(1, config.workload.num_replicas)]
+            module, spec = _driver_spec(config, claim, ports, log_dir)
             with uninterrupted():
-                driver = _Driver(spec, _service_environment(config, claim), log_dir / "driver.log")
+                driver = _Driver(module, spec, _service_environment(config, claim), log_dir / "driver.log")
             effective = driver.wait_ready(config.cluster.startup_timeout_s, on_status)
             effective["isolation_env"] = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
-            yield LocalService([f"http://127.0.0.1:{http_port}"], effective, driver)
+            yield LocalService([f"http://127.0.0.1:{port}" for port in ports], effective, driver)
         finally:
             with uninterrupted():
                 if claim is not None:
@@ -179,13 +178,13 @@ class _Claim:
 
 
 class _Driver:
-    """The parent's end of local_driver's pipes."""
+    """The parent's end of the pipes of `local_driver` (Ray Serve) or `vllm_driver`."""
 
-    def __init__(self, spec: Mapping[str, Any], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, module: str, spec: Mapping[str, Any], env: Mapping[str, str], log: Path) -> None:
         self._log = log
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.clusters.local_driver"],
+                [sys.executable, "-m", module],
                 env=dict(env),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -264,8 +263,44 @@ class _Driver:
         return ServiceError(f"the service's driver ended (exit code {code}):\n{tail}\nLog: {self._log}")
 
 
+def _check_vllm(config: Config) -> None:
+    """Here, because importing an application that needs vLLM takes many seconds and says less."""
+    client = config.workload.client.kind is ClientKind.vllm_bench
+    if (client or config.model) and importlib.util.find_spec("vllm") is None:
+        who = f"workload {config.workload.name}" + (" and its client need" if client else " needs")
+        raise ConfigError(
+            f"{who} vLLM, which is not installed in {sys.prefix}. With a GPU: pip install '.[llm]'   "
+            "Without: make llm, then .venv-llm/bin/python -m orchestrator ..."
+        )
+
+
+def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path) -> tuple[str, dict[str, Any]]:
+    """The module that runs the service, and what it is told."""
+    spec = {
+        "directory": str(claim.directory),
+        "declared_env": config.profile.env,
+        "cluster_env": {**config.cluster.env, **config.workload.env},
+        "log_dir": str(log_dir),
+    }
+    server = config.workload.server
+    if server is not None:
+        named = {"model": server["model"], "source": server["source"], "engine": server["engine"]}
+        return "orchestrator.clusters.vllm_driver", spec | named | {"ports": ports, "gpus": server["num_gpus"]}
+    return "orchestrator.clusters.local_driver", spec | {
+        "num_cpus": config.cluster.num_cpus,
+        "num_gpus": config.cluster.num_gpus,
+        "metrics_export_port": claim.base_port + 6,
+        "serve_config": render_service(config, ports[0]),
+        "http_port": ports[0],
+        "ready_url": f"http://127.0.0.1:{ports[0]}{config.workload.ready_path}",
+        "engine": config.model.get("engine"),
+    }
+
+
 def render_service(config: Config, http_port: int | None) -> dict[str, Any]:
-    """The Serve deploy config of one arm. `http_port` None: not chosen yet, as in a dry run."""
+    """The Serve deploy config of one arm, or what vLLM's servers are given. `http_port` None: not chosen yet."""
+    if config.workload.server is not None:
+        return {"num_servers": config.workload.num_replicas, **config.workload.server}
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": http_port or 8000},
@@ -277,7 +312,10 @@ def service_yaml(config: Config, http_port: int | None) -> str:
     """`service.yaml`, headed by the command that runs the same service by hand."""
     env = {**config.cluster.env, **config.workload.env, **config.profile.env}
     setting = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(env.items()))
-    head = f"# By hand, from the repository's root:\n#   {setting}serve run service.yaml\n"
+    command = "serve run service.yaml"
+    if (server := config.workload.server) is not None:
+        command = f"vllm serve {server['source']} --served-model-name {server['model']} <the engine's arguments>"
+    head = f"# By hand, from the repository's root:\n#   {setting}{command}\n"
     return head + yaml.safe_dump(render_service(config, http_port), sort_keys=False)
 
 
@@ -291,6 +329,9 @@ def check_flags(env: Mapping[str, str]) -> None:
         return
     root = _ray_root()
     known: set[str] = set()
+    for name, needed in _NEEDS.items():
+        if env.get(name) == "1" and env.get(needed) != "1":
+            raise ConfigError(f"{name}=1 needs {needed}=1 in the same profile, found {env.get(needed, 'nothing')}")
     for folder in ("serve", "llm", "_private", "_common"):
         for path in (root / folder).rglob("*.py"):
             known.update(re.findall(r"\bRAY_[A-Za-z0-9_]+\b", path.read_text(errors="replace")))

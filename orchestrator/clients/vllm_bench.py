@@ -1,0 +1,226 @@
+"""Load from vLLM's own benchmark client: what `vllm bench serve` says, and what it says once its ramp is left out.
+
+The client reports its whole run, from the first request to the last reply: a burst of all clients at once at one end,
+a tail in which ever fewer are busy at the other. Here its per-request records become our samples, whose window lies
+between the two; the whole run is reported beside it (`results.whole_run`), so that figures can be held against others'.
+
+Not covered: the schedule of an open loop (`request_rate_rps`). The client does not tell when it meant to send, so its
+latencies count from the actual send. A server that does not report usage: its tokens are those of the text.
+"""
+
+import json
+import math
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator import results
+from orchestrator.clients.processes import Level, Live, Measurement, Processes, max_or_none
+from orchestrator.errors import TrialError
+
+WORKER = "orchestrator.clients.vllm_bench_worker"
+
+STARTUP_S = 900.0  # to import vLLM, make the prompts, and have a cold server answer the warm-up
+LEAD_S = 2.0  # from sending the start time to the start: in it the client asks the server about itself
+MARGIN_S = 60.0  # after the last reply, for the client's own statistics and file
+MIN_PROMPTS = 1200  # a p99 needs 1,000 requests in the window
+MIN_PROMPTS_PER_CLIENT = 10
+MAX_ERROR_CHARS = 200
+
+_CONNECTION_CLOSED = {"ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ConnectionResetError"}
+_CONNECTION_REFUSED = {"ClientConnectorError", "ConnectionRefusedError"}
+_TIMEOUT = {"TimeoutError", "ServerTimeoutError", "SocketTimeoutError", "ConnectionTimeoutError"}
+_CODES = (
+    dict.fromkeys(_CONNECTION_CLOSED, "connection_closed")
+    | dict.fromkeys(_CONNECTION_REFUSED, "connection_refused")
+    | dict.fromkeys(_TIMEOUT, "timeout")
+)
+_STATUS_CODES = {status.phrase: f"http_{status.value}" for status in HTTPStatus}
+
+
+class VllmBenchClient:
+    """Closed loop, or open with `request_rate_rps`. `env` is all of the processes' environment.
+
+    `options`: model, tokenizer, num_input_tokens, num_output_tokens, num_prompts (a replica; None = the larger of
+    1,200 and 10 a client, in all), request_rate_rps (of all processes; None = closed loop), temperature, timeout_s.
+    """
+
+    def __init__(self, options: Mapping[str, Any], num_replicas: int, env: Mapping[str, str]) -> None:
+        self.options = dict(options)
+        self.num_replicas = num_replicas
+        self.env = dict(env)
+
+    def run(
+        self, urls: Sequence[str], level: Level, directory: Path, on_progress: Callable[[Live], None]
+    ) -> Measurement:
+        """Drive one level; writes `client.log`, `raw/` and `samples.parquet`. Each process loads one of the addresses.
+
+        The load is counted in requests, so of `level` only the number of clients counts, not its times.
+        Raises TrialError when the processes fail, are fewer than the addresses or do not end within `timeout_s`, and
+        when there are too few prompts for a window.
+        """
+        options, closed_loop = self.options, self.options["request_rate_rps"] is None
+        num_processes = min(max(self.num_replicas, len(urls)), level.concurrency)
+        if num_processes < len(urls):
+            raise TrialError(f"{len(urls)} addresses need as many clients, found concurrency {level.concurrency}")
+        num_prompts = self._num_prompts(level.concurrency)
+        too_few = (
+            f"{num_prompts} requests from {level.concurrency} clients leave no time in which all are busy; raise "
+            f"num_prompts (of each of {self.num_replicas} replicas), {MIN_PROMPTS_PER_CLIENT} a client is usual"
+        )
+        if num_prompts <= level.concurrency:
+            raise TrialError(too_few)
+        num_clients, shares = split(level.concurrency, num_processes), split(num_prompts, num_processes)
+        (directory / "raw").mkdir(exist_ok=True)
+        paths = [directory / "raw" / f"bench.{index}.json" for index in range(num_processes)]
+
+        with Processes(WORKER, num_processes, self.env, directory / "client.log") as processes:
+            for index, path in enumerate(paths):
+                spec = {
+                    **options,
+                    "index": index,
+                    "url": urls[index % len(urls)].rstrip("/"),
+                    "concurrency": num_clients[index],
+                    "num_prompts": shares[index],
+                    "request_rate_rps": None
+                    if closed_loop
+                    else options["request_rate_rps"] * shares[index] / num_prompts,
+                    # The same prompts in every arm, and others at each level and repeat: the service may remember them.
+                    "seed": zlib.crc32(f"{directory.name}/{index}".encode()),
+                    "result": str(path),
+                }
+                processes.send(index, spec)
+            processes.wait_for("ready", time.monotonic() + STARTUP_S)
+
+            start_s = time.monotonic() + LEAD_S
+            for index in range(num_processes):
+                processes.send(index, {"start_s": start_s})
+            deadline_s = start_s + options["timeout_s"] + MARGIN_S
+            try:
+                facts = processes.wait_for("facts", deadline_s, on_progress)
+            except TrialError as error:
+                if time.monotonic() < deadline_s:
+                    raise
+                raise TrialError(
+                    f"{num_prompts} requests did not end within timeout_s={options['timeout_s']:g} (raise it, or "
+                    f"see why the service is slow): {error}"
+                ) from None
+            processes.wait_for_end(deadline_s)
+
+        benches = [json.loads(path.read_text()) for path in paths]
+        sent = [np.sort(bench["start_times"]) for bench in benches]
+        window_start_s, window_end_s = steady_window(sent, num_clients, closed_loop)
+        duration_s = window_end_s - window_start_s
+        if duration_s <= 0:
+            raise TrialError(too_few)
+        rows = [row for index, bench in enumerate(benches) for row in sample_rows(bench, index, options)]
+        for row in rows:
+            row["sent_at_s"] -= window_start_s
+        rows.sort(key=lambda row: row["sent_at_s"])
+        samples = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA)
+        results.write_samples(directory / "samples.parquet", samples)
+
+        began_s = min(fact["began_s"] for fact in facts)
+        ended_s = max(fact["began_s"] + bench["duration"] for fact, bench in zip(facts, benches, strict=True))
+        whole_run = {
+            **results.whole_run(samples, ended_s - began_s),
+            "client": printed(benches[0]) if num_processes == 1 else None,
+        }
+        cpu_ratios = [fact["cpu_ratio"] for fact in facts]
+        summed = {
+            "window_s": duration_s,
+            "all_clients_started_at_s": 0.0 if closed_loop else None,
+            "num_processes": num_processes,
+            "cpu_ratio": max(cpu_ratios),
+            "cpu_ratios": cpu_ratios,
+            "lag_p50_ms": max_or_none(fact["lag_p50_ms"] for fact in facts),
+            "lag_p99_ms": max_or_none(fact["lag_p99_ms"] for fact in facts),
+            "latency_resolution_ms": 0.0,  # raw clock readings
+            "num_requests": len(rows),
+            "num_unfinished": 0,  # the client waits for every reply
+            "num_task_errors": 0,  # and has no task that could raise
+            "versions": facts[0]["versions"],
+        }
+        return Measurement(duration_s, summed, whole_run)
+
+    def _num_prompts(self, concurrency: int) -> int:
+        if self.options["num_prompts"] is None:
+            return max(MIN_PROMPTS, MIN_PROMPTS_PER_CLIENT * concurrency)
+        return int(self.options["num_prompts"] * self.num_replicas)
+
+
+def split(total: int, num_parts: int) -> list[int]:
+    """As evenly as whole numbers go."""
+    return [total // num_parts + (part < total % num_parts) for part in range(num_parts)]
+
+
+def steady_window(sent_s: Sequence[np.ndarray], num_clients: Sequence[int], closed_loop: bool) -> tuple[float, float]:
+    """Start and end of the time in which every process is under its full load. `sent_s`: of each, ascending.
+
+    Closed loop: all clients have sent, and no process has run out of prompts. Open loop: from first send to last.
+    """
+    if not closed_loop:
+        return min(float(sent[0]) for sent in sent_s), max(float(sent[-1]) for sent in sent_s)
+    all_sent_s = max(float(sent[clients - 1]) for sent, clients in zip(sent_s, num_clients, strict=True))
+    return all_sent_s, min(float(sent[-1]) for sent in sent_s)
+
+
+def sample_rows(bench: Mapping[str, Any], index: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The client's own record of one process as rows of samples, `sent_at_s` still on the machine's clock."""
+    asked, rows = options["num_output_tokens"], []
+    columns = ("start_times", "ttfts", "itls", "input_lens", "output_lens", "errors")
+    for sent_s, ttft_s, gaps_s, num_input, num_output, error in zip(*(bench[name] for name in columns), strict=True):
+        row = {"sent_at_s": sent_s, "client_process": index, "ttft_ms": ttft_s * 1000 if ttft_s else None}
+        if error or not ttft_s:  # an error may be empty; a reply without a token is none
+            row |= {"ok": False, "error": error_code(error), "num_input_tokens": num_input}
+        else:
+            rest_ms = math.fsum(gaps_s) * 1000
+            row |= {
+                "latency_ms": ttft_s * 1000 + rest_ms,
+                "tpot_ms": rest_ms / (num_output - 1) if num_output > 1 else None,
+                "num_input_tokens": num_input,
+                "num_output_tokens": num_output,
+                "ok": num_output == asked,
+                "error": None,
+            }
+            if num_output != asked:
+                code = results.SHORT_REPLY if num_output < asked else results.LONG_REPLY
+                row["error"] = f"{code}: got {num_output}, want {asked}"
+        rows.append(row)
+    return rows
+
+
+def error_code(error: str) -> str:
+    """A short stable code, fit for grouping, for what the client has: a status' reason, a sentence or a traceback."""
+    if error in _STATUS_CODES:
+        return _STATUS_CODES[error]
+    if error.startswith("Never received a valid chunk"):
+        return "no_tokens"
+    _, is_traceback, frames = error.rpartition("Traceback (most recent call last):\n")
+    if not is_traceback:
+        return error[:MAX_ERROR_CHARS] or "http_error"
+    raised = next((line for line in frames.splitlines() if line and not line.startswith(" ")), "exception")
+    name = raised.partition(":")[0].rpartition(".")[2]
+    return _CODES.get(name, name)[:MAX_ERROR_CHARS]
+
+
+def printed(bench: Mapping[str, Any]) -> dict[str, Any]:
+    """What the client itself printed at its end, under the names of `results.WHOLE_RUN_KEYS`."""
+    figures = {
+        "duration_s": bench["duration"],
+        "num_successful": bench["completed"],
+        "num_failed": bench["failed"],
+        "throughput_rps": bench["request_throughput"],
+        "input_throughput_tok_per_s": bench["total_input_tokens"] / bench["duration"],
+        "output_throughput_tok_per_s": bench["output_throughput"],
+    }
+    for ours, theirs in (("ttft", "ttft"), ("tpot", "tpot"), ("latency", "e2el")):
+        for label, word in (("mean", "mean"), ("p50", "median"), ("p99", "p99")):
+            figures[f"{ours}_{label}_ms"] = bench[f"{word}_{theirs}_ms"]
+    return figures

@@ -1,0 +1,79 @@
+"""What a vLLM engine runs with, in one flat form for standalone servers and for Ray Serve's replicas.
+
+Both can give `pydantic.TypeAdapter(VllmConfig).dump_python(config, mode="json", fallback=str)`: a standalone server
+under "vllm_config" of /server_info, a replica from its own config object. It is the config after vLLM filled in its
+defaults and the platform overruled it, so it says what was made of the arguments. Sizes that follow from the memory
+that happened to be free (number of cache blocks) are left out: they differ between any two deployments.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Our name, which is the engine argument's where there is one: where vLLM 0.29 keeps it.
+_PLACES = {
+    "model": ("model_config", "model"),
+    "dtype": ("model_config", "dtype"),
+    "max_model_len": ("model_config", "max_model_len"),
+    "seed": ("model_config", "seed"),
+    "quantization": ("model_config", "quantization"),
+    "enforce_eager": ("model_config", "enforce_eager"),
+    "tensor_parallel_size": ("parallel_config", "tensor_parallel_size"),
+    "pipeline_parallel_size": ("parallel_config", "pipeline_parallel_size"),
+    "data_parallel_size": ("parallel_config", "data_parallel_size"),
+    "distributed_executor_backend": ("parallel_config", "distributed_executor_backend"),
+    "gpu_memory_utilization": ("cache_config", "gpu_memory_utilization"),
+    "block_size": ("cache_config", "block_size"),
+    "kv_cache_dtype": ("cache_config", "cache_dtype"),
+    "enable_prefix_caching": ("cache_config", "enable_prefix_caching"),
+    "max_num_seqs": ("scheduler_config", "max_num_seqs"),
+    "max_num_batched_tokens": ("scheduler_config", "max_num_batched_tokens"),
+    "enable_chunked_prefill": ("scheduler_config", "enable_chunked_prefill"),
+    "async_scheduling": ("scheduler_config", "async_scheduling"),
+    "load_format": ("load_config", "load_format"),
+    "compilation_mode": ("compilation_config", "mode"),
+    "cudagraph_mode": ("compilation_config", "cudagraph_mode"),
+    "speculative_method": ("speculative_config", "method"),
+}
+_VLLM_CHOOSES = (None, "auto", -1)
+_DTYPE_ALIASES = {"half": "float16", "float": "float32"}
+
+
+def engine_settings(vllm_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what an engine does, by name; what this vLLM does not tell is left out."""
+    found: dict[str, Any] = {}
+    for name, (section, key) in _PLACES.items():
+        settings = vllm_config.get(section, {})
+        if settings is None:  # a feature that is off
+            found[name] = None
+        elif key in settings:
+            found[name] = _comparable(name, settings[key])
+    return found
+
+
+def declared_differences(declared: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Declared engine arguments that did not arrive: "max_num_seqs is 64, declared 256".
+
+    Arguments that `engine_settings` does not report, and those that leave the choice to vLLM, are not checked.
+    """
+    return [
+        f"{name} is {found[name]}, declared {wanted}"
+        for name, wanted in declared.items()
+        if name in found and wanted not in _VLLM_CHOOSES and not _same(_comparable(name, wanted), found[name])
+    ]
+
+
+def _comparable(name: str, value: Any) -> Any:
+    if name == "model" and isinstance(value, str) and value.startswith(("/", ".", "~")):
+        return Path(value).name  # where a machine keeps it makes no difference
+    if name == "dtype" and isinstance(value, str):
+        value = value.removeprefix("torch.")
+        return _DTYPE_ALIASES.get(value, value)
+    return value
+
+
+def _same(wanted: Any, found: Any) -> bool:
+    try:
+        return float(wanted) == float(found)
+    except (TypeError, ValueError):
+        return bool(wanted == found)

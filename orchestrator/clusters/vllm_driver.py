@@ -1,0 +1,318 @@
+"""The child process that is one local service of standalone vLLM servers, without Ray: one server a replica.
+
+Run as `python -m orchestrator.clusters.vllm_driver`. It speaks local_driver's protocol: the service's environment, a
+spec as the first line of standard input, one command a line after that, JSON on standard output; it ends, and takes
+every server with it, when standard input closes, also while they come up.
+
+The servers are vLLM's own, with its defaults, except:
+- `VLLM_SERVER_DEV_MODE=1`, only because /server_info then tells the engine's configuration.
+- Uvicorn's access log, a line a request, is off, as it is under Serve (whose own access log stays as it is).
+- On CPU, unless declared otherwise, `VLLM_CPU_OMP_THREADS_BIND=nobind` and `OMP_NUM_THREADS` = a server's share of the
+  cores less one. By default each server binds its worker's threads to all cores but the last of the NUMA node, so N
+  servers would be bound to the same cores, one thread each, while the last core stays reserved. The share keeps
+  vLLM's own rule (one core is for the scheduler and the API) without binding anybody.
+"""
+
+import json
+import os
+import platform
+import re
+import select
+import shutil
+import subprocess
+import sys
+import traceback
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import psutil
+
+from orchestrator import provenance
+from orchestrator.clusters.engine import declared_differences, engine_settings
+from orchestrator.process import die_with_parent, end_members, listener
+from workloads.llm import tiny
+
+# As in local_driver: read back from the servers, less what must not be written down.
+_REPORTED_PREFIXES = ("RAY_", "VLLM_")
+_SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
+_ENGINE_TITLE = "VLLM::EngineCore"
+_HEALTH_TIMEOUT_S = 30.0  # a saturated server answers late, and that is not ill health
+_ANSWER_TIMEOUT_S = 300.0  # the first completion may compile
+_ONLY_TRUE = frozenset({"disable_log_stats", "aggregate_engine_logging"})  # flags that have no `--no-` form
+_LOG_PREFIX = re.compile(r"^(\([^()]*pid=\d+\) )?((ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+_ERROR_LINE = re.compile(r"^([\w.]*(Error|Exception)|[\w.]+: error): ")
+
+
+@dataclass
+class _Server:
+    name: str
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def main() -> NoReturn:
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what is printed goes to the log, not into the protocol
+    spec = json.loads(sys.stdin.readline())
+    directory = Path(spec["directory"])
+    parent = os.getppid()
+    try:
+        servers = _start(spec)
+        _wait_ready(servers, spec["model"], channel)
+        _say(channel, event="ready", effective=_effective(spec, servers))
+        for line in sys.stdin:
+            assert line.strip() == "snapshot", line
+            _say(channel, event="snapshot", **_snapshot(spec, servers))
+    except Exception as error:
+        traceback.print_exc()
+        _say(channel, event="failed", error=str(error) or repr(error))
+        sys.stdin.read()  # stay until told to go: logs are read meanwhile
+    finally:
+        end_members(directory)
+        if os.getppid() != parent:  # orphaned; else the parent removes it last, since another may then take its name
+            shutil.rmtree(directory, ignore_errors=True)
+        os._exit(0)
+
+
+def _say(channel: TextIO, **message: Any) -> None:
+    channel.write(json.dumps(message) + "\n")
+    channel.flush()
+
+
+def flags(engine: Mapping[str, Any]) -> list[str]:
+    """vLLM's command line for engine arguments as ray.serve.llm's `engine_kwargs` has them; null is left out."""
+    words: list[str] = []
+    for name, value in engine.items():
+        flag = name.replace("_", "-")
+        if value is None or (value is False and name in _ONLY_TRUE):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Mapping):
+            words += [f"--{flag}", json.dumps(value)]
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
+
+
+def placement(num_servers: int, gpus: int, visible: Sequence[str], num_cores: int) -> list[dict[str, str]]:
+    """Per server, the variables that say where it computes: its own GPUs, or its share of the cores."""
+    if gpus == 0:
+        threads = max(1, num_cores // num_servers - 1)
+        return [{"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}] * num_servers
+    if len(visible) < num_servers * gpus:
+        raise RuntimeError(
+            f"{num_servers} vLLM servers with {gpus} GPUs each need {num_servers * gpus}; "
+            f"visible here: {', '.join(visible) or 'none'}"
+        )
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * gpus : (i + 1) * gpus])} for i in range(num_servers)]
+
+
+def _start(spec: Mapping[str, Any]) -> list[_Server]:
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    here = range(len(provenance.host()["gpus"])) if chosen is None else filter(None, chosen.split(","))
+    num_cores = len(os.sched_getaffinity(0))
+    places = placement(len(spec["ports"]), spec["gpus"], [str(gpu) for gpu in here], num_cores)
+    ours = {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "TMPDIR": spec["directory"],  # its sockets go with the service
+        "SPT_NOENV": "1",  # else an engine's title overwrites its environment, and with it the service's marker
+    }
+    if spec["source"] == tiny.NAME:
+        ours["HF_HUB_OFFLINE"] = "1"
+    source = tiny.resolve(spec["source"])
+    servers = []
+    for index, (port, place) in enumerate(zip(spec["ports"], places, strict=True)):
+        # The `vllm` command looks up the distribution name `vllm`, which its CPU build does not have.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--model", source, "--served-model-name", spec["model"]]
+        command += ["--disable-uvicorn-access-log"]
+        log = Path(spec["log_dir"]) / f"server-{index}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, *flags(spec["engine"])],
+                env=os.environ | ours | place | spec["cluster_env"] | spec["declared_env"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=die_with_parent,
+            )
+        servers.append(_Server(f"vllm-{index}", f"http://127.0.0.1:{port}", process, log))
+    return servers
+
+
+def _wait_ready(servers: Sequence[_Server], model: str, channel: TextIO) -> None:
+    """Until each server has completed a request; the orchestrator's start-up time-out bounds the wait."""
+    waiting = list(servers)
+    last_text = ""
+    while waiting:
+        for server in list(waiting):
+            if trouble := _trouble(server, only_if_ended=True):
+                raise RuntimeError(trouble)
+            if _completes(server, model):
+                waiting.remove(server)
+        text = f"vLLM {len(servers) - len(waiting)}/{len(servers)} ready"
+        if waiting and (lines := _lines(waiting[0].log)):
+            text += f"; {waiting[0].name}: {lines[-1][:200]}"
+        if text != last_text:
+            _say(channel, event="status", text=text)
+            last_text = text
+        if waiting and select.select([sys.stdin], [], [], 0.5)[0]:  # nothing is asked before we are ready: its end
+            raise RuntimeError("told to end before the servers were ready")
+
+
+def _completes(server: _Server, model: str) -> bool:
+    """Whether the server is up and completes a request; RuntimeError when it refuses one."""
+    body = json.dumps({"model": model, "prompt": "Hello", "max_tokens": 4}).encode()
+    request = urllib.request.Request(
+        f"{server.url}/v1/completions", data=body, headers={"Content-Type": "application/json"}
+    )
+    try:
+        _get(f"{server.url}/health", _HEALTH_TIMEOUT_S)
+        _get(request, _ANSWER_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        answer = error.read().decode(errors="replace")
+        raise RuntimeError(
+            f"{server.name} answers {error.code} to its first request ({error.url}): {answer}\nLog: {server.log}"
+        ) from error
+    except OSError:
+        return False
+    return True
+
+
+def _get(request: str | urllib.request.Request, timeout_s: float) -> bytes:
+    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+        return bytes(reply.read())
+
+
+def _trouble(server: _Server, only_if_ended: bool = False) -> str | None:
+    """What is wrong with a server, in its own words and with its log's path; None if nothing is."""
+    code = server.process.poll()
+    if code is not None:
+        return f"{server.name} ended (exit code {code}):\n{root_cause(_lines(server.log))}\nLog: {server.log}"
+    if only_if_ended:
+        return None
+    try:
+        _get(f"{server.url}/health", _HEALTH_TIMEOUT_S)
+    except OSError as error:
+        return f"{server.name} fails /health: {error}\n{root_cause(_lines(server.log))}\nLog: {server.log}"
+    return None
+
+
+def root_cause(lines: Sequence[str]) -> str:
+    """The first error of a server's log, which vLLM buries under those that follow from it, and the log's end."""
+    bare = [_LOG_PREFIX.sub("", line) for line in lines]
+    start = next((i for i, line in enumerate(bare) if _ERROR_LINE.match(line)), None)
+    if start is None:
+        return "\n".join(bare[-15:])
+    end = start + 1
+    while end < min(len(bare), start + 6) and bare[end].startswith(" "):  # pydantic says what on the lines below
+        end += 1
+    return "\n".join([*bare[start:end], *(["...", bare[-1]] if end < len(bare) else [])])
+
+
+def _lines(log: Path) -> list[str]:
+    return [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+
+
+def _snapshot(spec: Mapping[str, Any], servers: Sequence[_Server]) -> dict[str, Any]:
+    """Which servers and engine processes live now, who listens, and which servers are not healthy."""
+    actors = [actor for server in servers for actor in _actors(server)]
+    with ThreadPoolExecutor(len(servers)) as pool:
+        unhealthy = [trouble for trouble in pool.map(_trouble, servers) if trouble]
+    return {"actors": actors, "listener": listener(spec["ports"][0]), "unhealthy": unhealthy}
+
+
+def _actors(server: _Server) -> list[dict[str, Any]]:
+    """The server and its engine processes, as far as they live."""
+    found = []
+    try:
+        process = psutil.Process(server.process.pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            found.append(_actor(server.name, "VllmServer", process))
+        for child in process.children(recursive=True):
+            title = " ".join(child.cmdline()).strip()  # empty once it is a zombie
+            if title.startswith(_ENGINE_TITLE):
+                name = f"{server.name}-engine{title.removeprefix(_ENGINE_TITLE)}"
+                found.append(_actor(name, "VllmEngine", child))
+    except (psutil.NoSuchProcess, OSError):
+        pass  # ended while we looked: it is then not among them
+    return found
+
+
+def _actor(name: str, kind: str, process: psutil.Process) -> dict[str, Any]:
+    # Start in clock ticks since boot: another process may get the pid, and the time of day may be set.
+    started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return {"id": f"{process.pid}-{started}", "name": name, "kind": kind, "pid": process.pid}
+
+
+def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> dict[str, Any]:
+    """What the live servers really run with, read back from each.
+
+    Raises RuntimeError when a declared variable or engine argument did not arrive, or two servers differ.
+    """
+    declared: dict[str, str] = spec["cluster_env"] | spec["declared_env"]
+    actors: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    engines = [
+        engine_settings(
+            json.loads(_get(f"{server.url}/server_info?config_format=json", _ANSWER_TIMEOUT_S))["vllm_config"]
+        )
+        for server in servers
+    ]
+    for server, engine in zip(servers, engines, strict=True):
+        env = psutil.Process(server.process.pid).environ()
+        wrong += [
+            f"{server.name}: {name} is {env.get(name)!r}, declared {value!r}"
+            for name, value in declared.items()
+            if env.get(name) != value
+        ]
+        wrong += [f"{server.name}: {difference}" for difference in declared_differences(spec["engine"], engine)]
+        wrong += [
+            f"{server.name}: {name} is {engine.get(name)}, {servers[0].name} has {engines[0].get(name)}"
+            for name in sorted(engine.keys() | engines[0].keys())
+            if engine.get(name) != engines[0].get(name)
+        ]
+        actors.append(
+            {
+                "name": server.name,
+                "kind": "VllmServer",
+                "pid": server.process.pid,
+                "env": _reportable(env, declared),
+                "constants": {},
+            }
+        )
+    if wrong:
+        logs = ", ".join(str(server.log) for server in servers)
+        raise RuntimeError("what was declared did not reach every vLLM server:\n" + "\n".join(wrong) + f"\nLog: {logs}")
+    return {
+        "declared_env": spec["declared_env"],
+        "actors": actors,
+        "engine": engines[0],
+        "flag_effects": {},
+        "consequences": {},
+        "warnings": [],
+        "listener": listener(spec["ports"][0]),
+        "versions": {"python": platform.python_version(), **provenance.package_versions()},
+        "hardware": provenance.host(),
+    }
+
+
+def _reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in sorted(env.items())
+        if (name in declared or name.startswith(_REPORTED_PREFIXES)) and not any(part in name for part in _SECRET_PARTS)
+    }
+
+
+if __name__ == "__main__":
+    main()
