@@ -111,6 +111,9 @@ def render_markdown(
 
 # ---- Terminal, JSON, JUnit ----
 
+# Shown beside the judged cells where replies are streamed; described, not judged.
+OF_STREAMS = ("output_throughput_tok_per_s", "ttft_p50_ms", "tpot_p50_ms")
+
 
 @dataclass(frozen=True)
 class _ForTerminal:

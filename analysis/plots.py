@@ -275,7 +275,8 @@ def vllm_grid(arm_points: Frame, *, arms: Names = ()) -> Figure:
 def replica_scaling(arm_points: Frame) -> Figure:
     """Output tokens/s, else requests/s, by replicas: a line a profile, each arm at its highest level.
 
-    With linear scaling from the profile's fewest replicas. Arms of the workload `vllm` are a level line: vLLM alone.
+    With linear scaling from the profile's fewest replicas. Arms of the workload `vllm` are a line of their own, N
+    servers measured; a single one is drawn level.
     """
     points, metric = _points(arm_points), "output_throughput_tok_per_s"
     metric = metric if points["metric"].eq(metric).any() else "throughput_rps"
@@ -288,8 +289,13 @@ def replica_scaling(arm_points: Frame) -> Figure:
     for _, group in rows.groupby("line"):
         linear = group["num_replicas"] * (group["value"] / group["num_replicas"]).iloc[0]
         ax.plot(group["num_replicas"], linear, color=GREY, ls=":", gid="linear", label="linear scaling")
-    for value in top.loc[top["workload"] == "vllm", "value"]:
-        ax.axhline(value, color="black", ls="-.", lw=1.2, gid="vllm", label="vLLM alone")
+    alone = top[top["workload"] == "vllm"].sort_values("num_replicas", kind="stable")
+    look: Any = {"color": "black", "ls": "-.", "lw": 1.2, "gid": "vllm", "label": "vLLM alone"}
+    if alone["num_replicas"].nunique() > 1:
+        ax.plot(alone["num_replicas"], alone["value"], marker="x", **look)
+    else:
+        for value in alone["value"]:
+            ax.axhline(value, **look)
     ax.set(xlabel="replicas (number)", ylabel=metric_text(metric), xlim=(0, rows["num_replicas"].max() * 1.08))
     ax.set_xticks(sorted(rows["num_replicas"].unique()))
     _scale(ax, "y", np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines]), log_from=math.inf)

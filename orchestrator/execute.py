@@ -271,9 +271,10 @@ class Run:
             "started_at": started_at,
             "finished_at": _now(),
             "duration_s": duration_s,
-            "warmup_s": sweep.warmup_s,
-            "ramp_up_s": sweep.ramp_up_s,
-            "drain_s": sweep.drain_s,
+            # A client that counts requests has no such times: its window lies where all its clients are busy.
+            "warmup_s": 0.0 if whole_run else sweep.warmup_s,
+            "ramp_up_s": 0.0 if whole_run else sweep.ramp_up_s,
+            "drain_s": None if whole_run else sweep.drain_s,
             "client": facts,
             "server": server,
             "metrics": metrics,

@@ -20,6 +20,14 @@ from orchestrator.clients.processes import Live
 from orchestrator.plan import Arm, Plan, Service, Trial, primary_cells
 
 
+_COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
+_STREAM_COLUMNS = {
+    "output_throughput_tok_per_s": "tok/s out",
+    "ttft_p50_ms": "TTFT p50 ms",
+    "tpot_p50_ms": "TPOT p50 ms",
+}
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Output that nobody reads any more (`| head`, a closed terminal) must not end a run."""
@@ -146,22 +154,25 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     for axes, arms in groups.items():
         title = ", ".join(f"{axis}={value}" for axis, value in axes) or arms[0].config.workload.name
         table = Table(title=escape(title), title_justify="left", title_style="bold")
-        for column in ("level", "arm", "req/s", "p50 ms", "p99 ms", "valid"):
+        names = {arm.name for arm in arms}
+        streamed = any(row["arm"] in names and row.get("ttft_p50_ms") is not None for row in rows)
+        columns = _COLUMNS | (_STREAM_COLUMNS if streamed else {})
+        for column in ("level", "arm", *columns.values(), "valid"):
             table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
         for level in sorted({level for arm in arms for level in arm.levels}):
             for arm in arms:
                 if level in arm.levels:
-                    table.add_row(*_result_cells(arm.name, level, rows))
+                    table.add_row(*_result_cells(arm.name, level, rows, columns))
             table.add_section()
         console.print(table)
     console.print("- : no VALID point, or too few samples to say (a p99 needs 1,000)")
 
 
-def _result_cells(arm: str, level: int, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _result_cells(arm: str, level: int, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
     ran = [row for row in rows if (row["arm"], row["concurrency"]) == (arm, level) and row["state"] != "planned"]
     valid = [row for row in ran if row["valid"]]
     cells = [f"c={level}", escape(arm)]
-    for column in ("throughput_rps", "latency_p50_ms", "latency_p99_ms"):
+    for column in columns:
         values = [row[column] for row in valid if row[column] is not None]
         cells.append(_number(statistics.median(values) if values else None))
     return [*cells, f"{len(valid)}/{len(ran)}"]

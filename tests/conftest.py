@@ -4,12 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+import hypothesis
 import pytest
 
 from orchestrator.config import Config, parse, register
 
 ROOT = Path(__file__).resolve().parent.parent
 Compose = Callable[..., Config]
+
+hypothesis.settings.register_profile("shared machine", deadline=None)  # no test depends on how long it takes
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture

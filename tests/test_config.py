@@ -1,11 +1,13 @@
 """Do the committed configs say what the study set, and is bad input refused with the fix?"""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from orchestrator.clusters.local_ray import LocalRay, check_flags
 from orchestrator.config import render_application
 from orchestrator.errors import ConfigError
 from tests.conftest import ROOT, Compose
@@ -30,6 +32,8 @@ PROFILES = {
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     },
+    "direct_streaming": HAPROXY | {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"},
+    "ray_v2_executor": {"VLLM_USE_RAY_V2_EXECUTOR_BACKEND": "1"},
 }
 GRIDS = {
     "unary": ([1, 2, 4, 8, 16, 32, 64, 128, 256], 200),
@@ -55,10 +59,85 @@ def test_name_is_file_name(path: Path) -> None:
 
 @pytest.mark.parametrize(("workload", "profile"), [*itertools.product(options("workload"), options("profile"))])
 def test_every_combination_composes(compose: Compose, workload: str, profile: str) -> None:
+    cluster = "local_h100" if workload in ("llm", "vllm") else "local"
     for sweep in (workload, "quick"):
-        config = compose(f"workload={workload}", f"profile={profile}", f"sweep={sweep}")
+        config = compose(f"workload={workload}", f"profile={profile}", f"sweep={sweep}", f"cluster={cluster}")
         assert (config.workload.name, config.profile.name, config.sweep.name) == (workload, profile, sweep)
-        assert render_application(config)["import_path"] == f"workloads.{workload}.app:build"
+        if workload != "vllm":
+            assert render_application(config)["import_path"] == f"workloads.{workload}.app:build"
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 4, 8])
+@pytest.mark.parametrize("profile", ["baseline", "optimized", "direct_streaming"])
+def test_the_llm_service_is_the_studys(compose: Compose, num_replicas: int, profile: str) -> None:
+    config = compose(
+        "workload=llm", "cluster=local_h100", f"workload.num_replicas={num_replicas}", f"profile={profile}"
+    )
+    ingress = {"num_replicas": 4 * num_replicas, "max_ongoing_requests": 8192}
+    assert render_application(config)["args"] == {
+        "llm_configs": [
+            {
+                "model_loading_config": {"model_id": "openai/gpt-oss-20b", "model_source": "openai/gpt-oss-20b"},
+                "engine_kwargs": {
+                    "tensor_parallel_size": 1,
+                    "max_model_len": 4096,
+                    "gpu_memory_utilization": 0.95,
+                    "max_num_seqs": 256,
+                    "max_num_batched_tokens": 16384,
+                    "enable_prefix_caching": False,
+                },
+                "placement_group_config": None,
+                "deployment_config": {"num_replicas": num_replicas, "max_ongoing_requests": 8192},
+            }
+        ],
+        "ingress_deployment_config": None if profile == "direct_streaming" else ingress,
+    }
+    assert (config.sweep.concurrency, config.sweep.per_replica) == ([256], True)
+    client = config.workload.client.options
+    assert (client["num_input_tokens"], client["num_output_tokens"]) == (512, 128)
+
+
+def test_vllm_alone_has_the_same_engine(compose: Compose) -> None:
+    served = compose("workload=vllm", "cluster=local_h100")
+    behind_ray = compose("workload=llm", "cluster=local_h100")
+    assert (
+        served.workload.server["engine"] == behind_ray.workload.application["args"]["llm_configs"][0]["engine_kwargs"]
+    )
+    assert served.workload.client == behind_ray.workload.client
+    assert served.sweep.concurrency == [16, 32, 64, 128, 256]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["workload=llm"], "cluster local hands out 32 CPU and 0 GPU (cluster.num_*); model=tiny needs no GPU"),
+        (["workload=vllm"], "server 1 x (1 CPU, 1 GPU)"),
+        (["workload=llm", "cluster=local_h100", "workload.num_replicas=9"], "asks for 45 CPU and 9 GPU"),
+        (["workload=llm", "cluster=local_h100", "model.engine.tensor_parallel_size=16"], "and 16 GPU"),
+        (["workload=llm", "model=tiny", "workload.num_replicas=8"], "model replica 8 x (2 CPU, 0 GPU)"),
+        (["workload=llm", "model=tiny", "model.num_input_tokens=512"], "512 + 16 tokens does not fit"),
+        (["workload=llm", "model=tiny", "workload.client.options.num_prompts=0"], "whole number above 0 or null"),
+        (["workload=llm", "model=tiny", "workload.client.options.timeout_s=soon"], "timeout_s must be a number"),
+    ],
+)
+def test_llm_that_cannot_work_is_refused(compose: Compose, overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        compose(*overrides)
+
+
+def test_direct_streaming_needs_haproxy(compose: Compose) -> None:
+    config = compose("workload=llm", "model=tiny", "profile=direct_streaming")
+    check_flags(config.profile.env)
+    with pytest.raises(ConfigError, match="needs RAY_SERVE_ENABLE_HA_PROXY=1 in the same profile, found nothing"):
+        check_flags({"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"})
+
+
+def test_missing_vllm_is_said_with_the_command_that_installs_it(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs? vLLM.*pip install '\.\[llm\]'.*make llm"):
+        LocalRay().check_imports(compose("workload=vllm", "model=tiny"))
 
 
 def test_profiles_set_what_the_study_set(compose: Compose) -> None:

@@ -1,0 +1,154 @@
+"""Ray Serve LLM and bare vLLM, real ones, with the tiny model: as a user of a machine without a GPU runs them."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from orchestrator.results import read_samples
+from tests.e2e.test_run import finish, nothing_is_left, only_run, ours, read, start, wait_for
+
+__all__ = ["nothing_is_left"]  # a fixture that every test here uses
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.llm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: make test-llm"),
+]
+
+NUM_PROMPTS = 200
+TINY = [
+    "model=tiny",
+    "sweep=quick",
+    "sweep.concurrency=[4]",
+    "sweep.repeats=1",
+    "sweep.cooldown_s=0",
+    f"workload.client.options.num_prompts={NUM_PROMPTS}",
+]
+# Whether the machine is busy is not the question here.
+CALM = [
+    *("validity.max_drift_ratio=9", "validity.max_client_lag_ratio=9", "validity.max_client_cpu_ratio=9"),
+    "validity.min_in_flight_ratio=0.1",
+]
+ARMS = {"vllm", "llm,baseline", "llm,optimized", "llm,direct_streaming"}
+
+
+@pytest.fixture(scope="module")
+def overhead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+    """vLLM alone, and Ray Serve LLM in three arrangements."""
+    outputs = tmp_path_factory.mktemp("overhead")
+    process = start(outputs, "+experiment=llm_overhead", *TINY, *CALM)
+    output = finish(process)
+    return only_run(outputs), output, process.returncode
+
+
+def test_every_arm_is_measured(overhead: tuple[Path, str, int]) -> None:
+    run, output, code = overhead
+    assert code in (0, 3), output
+    rows = pq.read_table(run / "summary.parquet").to_pylist()
+    assert {row["arm"] for row in rows} == ARMS  # the flags of a profile do not multiply what has no Ray
+    for row in rows:
+        assert row["state"] == "complete"
+        assert row["num_failed"] == 0
+        assert row["output_throughput_tok_per_s"] == pytest.approx(16 * row["throughput_rps"])
+        assert row["ttft_p50_ms"] < row["latency_p50_ms"]
+        trial_dir = run / row["arm"] / "trials" / row["trial_id"]
+        trial, samples = read(trial_dir / "trial.json"), read_samples(trial_dir / "samples.parquet")
+        assert samples.num_rows == NUM_PROMPTS == trial["client"]["num_requests"]
+        assert trial["duration_s"] < trial["whole_run"]["duration_s"]  # the ramp and the tail are not in the window
+        assert trial["client"]["cpu_ratio"] > 0
+        raw = read(trial_dir / "raw" / "bench.0.json")
+        assert len(raw["start_times"]) == NUM_PROMPTS
+        assert "generated_texts" not in raw
+    for arm in ARMS - {"vllm"}:
+        assert f"{arm} against vllm" in output
+
+
+def test_the_whole_run_is_what_the_client_printed(overhead: tuple[Path, str, int]) -> None:
+    run, _, _ = overhead
+    for arm in ARMS:
+        (path,) = run.glob(f"{arm}/trials/*/trial.json")
+        whole = read(path)["whole_run"]
+        printed = whole["client"]
+        for key in ("throughput_rps", "output_throughput_tok_per_s", "ttft_mean_ms", "ttft_p99_ms", "tpot_mean_ms"):
+            assert whole[key] == pytest.approx(printed[key], rel=0.005), (arm, key)
+        log = (path.parent / "client.log").read_text()
+        told = float(log.rsplit("Request throughput (req/s):", 1)[1].split()[0])
+        assert whole["throughput_rps"] == pytest.approx(told, rel=0.005)
+
+
+def test_all_arms_run_the_declared_engine(overhead: tuple[Path, str, int]) -> None:
+    run, _, _ = overhead
+    engines = {arm: read(run / "services" / arm / "r0" / "effective.json")["engine"] for arm in ARMS}
+    assert len({json.dumps(engine, sort_keys=True) for engine in engines.values()}) == 1, engines
+    assert engines["vllm"]["max_num_seqs"] == 256
+    assert engines["vllm"]["load_format"] == "dummy"
+    direct = yaml.safe_load((run / "services" / "llm,direct_streaming" / "r0" / "service.yaml").read_text())
+    assert direct["applications"][0]["args"]["ingress_deployment_config"] is None
+    flags = read(run / "services" / "llm,direct_streaming" / "r0" / "effective.json")["flag_effects"]
+    assert flags["RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"]
+
+
+def engines() -> list[psutil.Process]:
+    """Engine processes of our services. Their title overwrites their environment, so they are found by parent."""
+    return [
+        child
+        for process in ours()
+        for child in process.children(recursive=True)
+        if child.name().startswith("VLLM::Eng")
+    ]
+
+
+def kill_engine_under_load(outputs: Path, *overrides: str) -> tuple[Path, str, int]:
+    process = start(outputs, *TINY, *overrides)
+    wait_for(under_measured_load(outputs), process, timeout_s=600)
+    for engine in engines():
+        engine.kill()
+    output = finish(process)
+    return only_run(outputs), output, process.returncode
+
+
+def under_measured_load(outputs: Path) -> Callable[[], bool]:
+    return lambda: any(
+        "measured] Starting main" in each.read_text() for each in outputs.glob("*/*/trials/*/client.log")
+    )
+
+
+@pytest.mark.parametrize("workload", ["vllm", "llm"])
+def test_a_killed_engine_fails_the_trial_and_the_run_goes_on(tmp_path: Path, workload: str) -> None:
+    run, output, code = kill_engine_under_load(
+        tmp_path, f"workload={workload}", "sweep.repeats=2", "workload.client.options.num_prompts=1000", *CALM
+    )
+    assert code == 1, output
+    failure: dict[str, Any] = read(run / "baseline" / "trials" / "c0004-r0" / "failure.json")
+    assert failure["stage"] == "trial"
+    assert "died under load" in failure["error"]
+    log = failure["error"].split("log: ")[1].split(" (")[0]
+    assert Path(log).exists()
+    assert (run / "baseline" / "trials" / "c0004-r1" / "trial.json").exists()
+    assert "died under load" in " ".join(output.split())
+
+
+def test_locust_agrees(tmp_path: Path) -> None:
+    """Two clients that share no code, one after the other, at one and the same service."""
+    process = start(
+        tmp_path,
+        *("workload=vllm", *TINY, *CALM, "validity.max_window_shortfall_ratio=0.9"),
+        *("workload.client.options.num_prompts=1000", "sweep.warmup_s=2", "sweep.duration_s=8"),
+        *("workload.client.kind=vllm_bench,locust", "-m"),
+    )
+    output = finish(process)
+    assert process.returncode in (0, 3), output
+    run = only_run(tmp_path)
+    rows = {row["arm"]: row for row in pq.read_table(run / "summary.parquet").to_pylist()}
+    ours_, theirs = rows["kind=locust"], rows["kind=vllm_bench"]
+    assert len(list((run / "services").iterdir())) == 1
+    # As wide as a shared machine moves from one quarter of a minute to the next.
+    for key in ("throughput_rps", "output_throughput_tok_per_s", "ttft_p50_ms"):
+        assert ours_[key] == pytest.approx(theirs[key], rel=0.4), key
