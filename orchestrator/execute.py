@@ -33,10 +33,14 @@ _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the ne
 
 
 class Running(Protocol):
-    """A live service, as a cluster backend yields it."""
+    """A service that was started, as a cluster backend yields it."""
 
     urls: list[str]  # more than one: independent servers, with nothing before them
-    effective: dict[str, Any]
+    effective: dict[str, Any]  # what it says about itself, once it is ready
+
+    def wait_ready(self) -> None: ...
+
+    def begin_stop(self) -> None: ...
 
     def snapshot(self) -> dict[str, Any]: ...
 
@@ -167,18 +171,16 @@ class Run:
 
     @contextlib.contextmanager
     def _service(self, service: Service, directory: Path) -> Iterator[Running]:
-        """One live service; both ends of its life are timed and shown."""
+        """One service from its start to its end, timed and shown."""
         backend = CLUSTERS[service.config.cluster.kind]()
         self._progress.service_starting(service)
+
+        def say(text: str) -> None:
+            self._progress.service_status(service, text)
+
         with self._timed("service", service.label), ExitStack() as stack:
-            with self._timed("bring_up", service.label):
-                running: Running = stack.enter_context(
-                    backend.service(
-                        service.config, directory, lambda text: self._progress.service_status(service, text)
-                    )
-                )
-            stack.callback(self._progress.stopping, service)
-            yield running
+            yield stack.enter_context(backend.service(service.config, directory, say))
+            self._progress.stopping(service)
 
     @contextlib.contextmanager
     def _torn_down(self) -> Iterator[None]:
@@ -192,31 +194,45 @@ class Run:
                 raise error.__context__ from None
 
     def _bring_up(self, wave: Wave, trials: list[Trial], live: ExitStack) -> dict[Service, Running]:
-        """The wave's services that have something to measure; one that fails takes its trials with it."""
-        running: dict[Service, Running] = {}
+        """The wave's services that have something to measure, side by side; one that fails takes its trials with it."""
+        started: dict[Service, tuple[Running, Path]] = {}
         for service in wave.services:
-            waiting = [trial for trial in trials if trial.service is service]
-            if not waiting:
+            if not any(trial.service is service for trial in trials):
                 continue
             directory = self.paths.service_dir(service.arms[0].name, service.repeats[0])
             set_aside(directory)
             directory.mkdir(parents=True)
             try:
-                running[service] = live.enter_context(self._service(service, directory))
+                started[service] = live.enter_context(self._service(service, directory)), directory
             except ServiceError as error:
-                self._progress.service_failed(service, str(error), len(waiting))
-                for trial in waiting:
-                    self._record_failure(trial, "service", str(error), directory)
+                self._record_no_service(service, trials, error, directory)
+        running: dict[Service, Running] = {}
+        for service, (handle, directory) in started.items():
+            try:
+                with self._timed("bring_up", service.label):
+                    handle.wait_ready()
+            except ServiceError as error:
+                handle.begin_stop()
+                self._record_no_service(service, trials, error, directory)
                 continue
-            effective = running[service].effective
+            running[service] = handle
             results.write_json(
                 directory / "effective.json",
-                {"schema_version": results.SCHEMA_VERSION, "service_key": service.arms[0].key, **effective},
+                {"schema_version": results.SCHEMA_VERSION, "service_key": service.arms[0].key, **handle.effective},
             )
-            self._progress.service_ready(effective["listener"])
-            for warning in effective["warnings"]:
+            self._progress.service_ready(service, handle.effective["listener"])
+            for warning in handle.effective["warnings"]:
                 self._progress.warning(warning)
+        # Asked to end all at once, before each is waited for.
+        for handle in running.values():
+            live.callback(handle.begin_stop)
         return running
+
+    def _record_no_service(self, service: Service, trials: list[Trial], error: ServiceError, log: Path) -> None:
+        waiting = [trial for trial in trials if trial.service is service]
+        self._progress.service_failed(service, str(error), len(waiting))
+        for trial in waiting:
+            self._record_failure(trial, "service", str(error), log)
 
     def _record_trial(self, trial: Trial, running: Running) -> None:
         directory = self.paths.trial_dir(trial.arm.name, trial.level, trial.repeat)
@@ -283,7 +299,10 @@ class Run:
             "invalid_reasons": validity.reasons,
             "invalid_details": validity.details,
             "unchecked": validity.unchecked,
-            "notes": ["colocated_client"] if config.cluster.kind is ClusterKind.local else [],
+            "notes": [
+                *(["colocated_client"] if config.cluster.kind is ClusterKind.local else []),
+                *(["bunched_tokens"] if results.tokens_are_bunched(metrics) else []),
+            ],
         }
 
     def _record_failure(self, trial: Trial, stage: str, error: str, log: Path) -> None:

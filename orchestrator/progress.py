@@ -19,7 +19,6 @@ from rich.table import Table
 from orchestrator.clients.processes import Live
 from orchestrator.plan import Arm, Plan, Service, Trial, primary_cells
 
-
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
 _STREAM_COLUMNS = {
     "output_throughput_tok_per_s": "tok/s out",
@@ -48,6 +47,8 @@ class Progress:
         self._started_at = time.monotonic()
         self._estimate_s = plan.duration_s * num_trials / max(1, len(plan.trials))
         self._num_services = 0
+        self._service_started_at: dict[Service, float] = {}
+        self._max_live = max(len(wave.services) for wave in plan.waves)
         self._status: Status | None = console.status("planning") if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -61,17 +62,18 @@ class Progress:
 
     def service_starting(self, service: Service) -> None:
         self._num_services += 1
-        self._service_started_at = time.monotonic()
+        self._service_started_at[service] = time.monotonic()
         total = len(self._plan.services)
         self.line(f"service {self._num_services}/{total}  [bold]{escape(service.label)}[/bold]  starting")
 
     def service_status(self, service: Service, text: str) -> None:
         self._now(f"{service.label}: {text}")
 
-    def service_ready(self, listener: Mapping[str, Any] | None) -> None:
-        took_s = time.monotonic() - self._service_started_at
-        process = listener["process"] if listener else "unknown process"
-        self.line(f"  ready in {took_s:.0f} s; HTTP by {escape(process)}")
+    def service_ready(self, service: Service, listener: Mapping[str, Any] | None) -> None:
+        took_s = time.monotonic() - self._service_started_at[service]
+        which = f"  [bold]{escape(service.label)}[/bold]" if self._max_live > 1 else " "
+        process = f"; HTTP by {escape(listener['process'])}" if listener else ""
+        self.line(f"{which} ready in {took_s:.0f} s{process}")
 
     def stopping(self, service: Service) -> None:
         self._now(f"{service.label}: stopping")

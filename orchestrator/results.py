@@ -147,6 +147,7 @@ TRIAL_KEYS = {
 CLIENT_KEYS = {
     "window_s": "how long load was really offered within the window, s",
     "all_clients_started_at_s": "when the last client sent its first request, s from the window's start",
+    "in_flight_mean": "time-average number of requests in flight by the client's own record; null = by the samples",
     "num_processes": "number of client processes",
     "cpu_ratio": "CPU of the busiest client process over the window / one core, 0 to 1",
     "cpu_ratios": "list: the same for each client process",
@@ -469,6 +470,15 @@ def whole_run(samples: pa.Table, duration_s: float) -> dict[str, float | int | N
     return figures
 
 
+def tokens_are_bunched(metrics: Mapping[str, float | int | None]) -> bool:
+    """Whether at least half of the streamed replies brought their tokens all at once: no stream, in fact.
+
+    A model that generates needs more than a thousandth of its time to the first token for each of the next ones.
+    """
+    ttft_ms, tpot_ms = metrics["ttft_p50_ms"], metrics["tpot_p50_ms"]
+    return ttft_ms is not None and tpot_ms is not None and tpot_ms < ttft_ms / 1000
+
+
 def in_flight_mean(samples: pa.Table, end_s: float, start_s: float = 0.0) -> float:
     """Time-average number of requests in flight in [`start_s`, `end_s`): summed overlaps / length.
 
@@ -555,7 +565,7 @@ def check_validity(
     `max_client_lag_ratio`.
     """
     validity = Validity()
-    _check_requests(validity, samples, metrics, concurrency, duration_s, thresholds)
+    _check_requests(validity, samples, metrics, concurrency, duration_s, client, thresholds)
     _check_window(validity, samples, metrics, concurrency, duration_s, client, thresholds)
     _check_client(validity, metrics, client, thresholds)
     _check_server(validity, server or {})
@@ -568,6 +578,7 @@ def _check_requests(
     metrics: Mapping[str, float | int | None],
     concurrency: int | None,
     duration_s: float,
+    client: Mapping[str, Any],
     thresholds: Mapping[str, float],
 ) -> None:
     """What the requests themselves tell: errors, drift, number in flight."""
@@ -605,7 +616,8 @@ def _check_requests(
                 "Lengthen warmup_s, or stop other work on these machines.",
             )
     if concurrency is not None:
-        found, limit = in_flight_mean(samples, duration_s), thresholds["min_in_flight_ratio"]
+        found, limit = client.get("in_flight_mean"), thresholds["min_in_flight_ratio"]
+        found = in_flight_mean(samples, duration_s) if found is None else found
         if found < limit * concurrency:
             validity.invalidate(
                 "in_flight",

@@ -64,7 +64,9 @@ class Stubborn:
     @contextlib.contextmanager
     def service(self, *_: Any) -> Iterator[Any]:
         try:
-            yield SimpleNamespace(effective={"listener": None, "warnings": []})
+            nothing = SimpleNamespace(effective={"listener": None, "warnings": []})
+            nothing.wait_ready = nothing.begin_stop = lambda: None
+            yield nothing
         finally:
             raise ServiceError("pid 1 would not end")
 

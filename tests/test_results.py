@@ -27,6 +27,7 @@ from orchestrator.results import (
     read_samples,
     summary_row,
     summary_table,
+    tokens_are_bunched,
     write_json,
     write_samples,
     write_summary,
@@ -644,3 +645,11 @@ def test_facts_that_rules_read_are_documented_keys() -> None:
     assert set(CLIENT) <= set(results.CLIENT_KEYS)
     assert set(SERVER) == set(results.SERVER_KEYS)
     assert json.loads(json.dumps(results.RUN_KEYS)) == results.RUN_KEYS
+
+
+@pytest.mark.parametrize(
+    ("ttft_ms", "tpot_ms", "bunched"),
+    [(227.0, 0.003, True), (58.0, 3.1, False), (10_000.0, 50.0, False), (None, None, False)],
+)
+def test_bunched_tokens(ttft_ms: float | None, tpot_ms: float | None, bunched: bool) -> None:
+    assert tokens_are_bunched({"ttft_p50_ms": ttft_ms, "tpot_p50_ms": tpot_ms}) is bunched

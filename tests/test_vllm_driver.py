@@ -284,9 +284,13 @@ def test_two_servers(tmp_path: Path) -> None:
         tree = descendants(driver)
         assert {"VLLM::EngineCore", "VLLM::Worker"} <= {process.name() for process in tree}
         assert set(tree) <= set(members(claim.directory))  # titles have not hidden the marker
+        opened = {Path(file.path) for process in tree for file in process.open_files()}
+        shared = [path for path in opened if path.is_relative_to("/dev/shm")]
+        assert len(shared) >= 2
 
         driver.stop()
         assert alive(tree) == []
+        assert not [path for path in shared if path.exists()]
         assert members(claim.directory) == []
 
 

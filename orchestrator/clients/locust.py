@@ -86,6 +86,7 @@ class LocustClient:
             "lag_p50_ms": max_or_none(fact["lag_p50_ms"] for fact in facts),
             "lag_p99_ms": max_or_none(fact["lag_p99_ms"] for fact in facts),
             "all_clients_started_at_s": max(fact["last_client_started_at_s"] for fact in facts),
+            "in_flight_mean": None,
             "latency_resolution_ms": 0.0,  # raw clock readings, no histogram
             "window_s": min(fact["window_s"] for fact in facts),
             "num_requests": sum(fact["num_requests"] for fact in facts),

@@ -136,6 +136,7 @@ class VllmBenchClient:
         summed = {
             "window_s": duration_s,
             "all_clients_started_at_s": 0.0 if closed_loop else None,
+            "in_flight_mean": in_flight_mean(benches, window_start_s, window_end_s),
             "num_processes": num_processes,
             "cpu_ratio": max(cpu_ratios),
             "cpu_ratios": cpu_ratios,
@@ -169,6 +170,13 @@ def steady_window(sent_s: Sequence[np.ndarray], num_clients: Sequence[int], clos
         return min(float(sent[0]) for sent in sent_s), max(float(sent[-1]) for sent in sent_s)
     all_sent_s = max(float(sent[clients - 1]) for sent, clients in zip(sent_s, num_clients, strict=True))
     return all_sent_s, min(float(sent[-1]) for sent in sent_s)
+
+
+def in_flight_mean(benches: Sequence[Mapping[str, Any]], start_s: float, end_s: float) -> float:
+    """Time-average number of clients that waited for the end of a reply between two times of the machine's clock."""
+    occupied = np.array([span for bench in benches for span in bench["occupied"]])
+    overlaps = np.minimum(occupied[:, 1], end_s) - np.maximum(occupied[:, 0], start_s)
+    return float(np.maximum(overlaps, 0).sum()) / (end_s - start_s)
 
 
 def sample_rows(bench: Mapping[str, Any], index: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:

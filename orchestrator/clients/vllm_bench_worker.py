@@ -41,6 +41,7 @@ class Observer:
         self.phase = "preparing"
         self.num_successful = self.num_failed = 0
         self.lags_ms: list[float] = []
+        self.occupied: list[tuple[float, float]] = []  # from when to when each client waited for a reply
         self.facts: dict[str, Any] = {}
         self._benchmark, self._request = serve.benchmark, serve.ASYNC_REQUEST_FUNCS[BACKEND]
         serve.benchmark = self.benchmark
@@ -66,7 +67,8 @@ class Observer:
         measured = {**settings, "input_requests": input_requests[num_warmups:]}
         result: dict[str, Any] = await self._benchmark(request_rate=request_rate, **measured)
         del result["generated_texts"]  # not ours to keep, and large
-        return result | {"num_prompts": len(measured["input_requests"])}
+        # A reply's latency ends at its last token, its client is free for the next request when the stream has ended.
+        return result | {"num_prompts": len(measured["input_requests"]), "occupied": sorted(self.occupied)}
 
     async def request(self, *args: Any, **kwargs: Any) -> Any:
         output = await self._request(*args, **kwargs)
@@ -74,12 +76,14 @@ class Observer:
             self.num_successful += 1
         else:
             self.num_failed += 1
+        self.occupied.append((output.start_time, time.monotonic()))
         return output
 
     def begin(self, total: int) -> "Observer":
         # Nothing else runs in the loop yet. What the client asks the server before its load was asked by now.
         time.sleep(max(0.0, self.start_s - time.monotonic()))
         self.num_successful = self.num_failed = 0  # without the warm-up
+        self.occupied.clear()
         self.watcher = asyncio.get_running_loop().create_task(self.watch())
         self.began_s, self.cpu_began_s = time.monotonic(), time.process_time()
         return self

@@ -22,8 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +49,26 @@ def directory_prefix() -> str:
     return str(Path(tempfile.gettempdir()) / _DIRECTORY_PREFIX)
 
 
-@dataclass
 class LocalService:
-    """A running service. `urls` take load; `effective` is what the live service reported about itself."""
+    """A service that was started; use it once `wait_ready` has returned.
 
-    urls: list[str]
-    effective: dict[str, Any]
-    _driver: "_Driver"
+    `urls` take load; `effective` is what the live service reported about itself.
+    """
+
+    def __init__(
+        self, urls: list[str], driver: "_Driver", isolation_env: list[str], wait: tuple[float, Callable[[str], None]]
+    ) -> None:
+        self.urls = urls
+        self.effective: dict[str, Any] = {}
+        self._driver, self._isolation_env, self._wait = driver, isolation_env, wait
+
+    def wait_ready(self) -> None:
+        """Raises ServiceError with the replica's own words and the log's path when it cannot be brought up."""
+        self.effective = self._driver.wait_ready(*self._wait) | {"isolation_env": self._isolation_env}
+
+    def begin_stop(self) -> None:
+        """Ask for the end without waiting for it."""
+        self._driver.hang_up()
 
     def snapshot(self) -> dict[str, Any]:
         """Serve actors alive now, the HTTP listener, and what Serve calls unhealthy.
@@ -112,8 +124,8 @@ class LocalRay:
     def service(self, config: Config, log_dir: Path, on_status: Callable[[str], None]) -> Iterator[LocalService]:
         """Start one service, and always take it down again.
 
-        Writes `service.yaml` into `log_dir` before and copies the logs there after. Raises ServiceError with the
-        replica's own words and the log's path when it cannot be brought up, or when a process of it survives.
+        Writes `service.yaml` into `log_dir` before and copies the logs there after. Raises ServiceError when there
+        is no room for it, or when a process of it survives.
         """
         claim: _Claim | None = None
         driver: _Driver | None = None
@@ -128,9 +140,9 @@ class LocalRay:
             module, spec = _driver_spec(config, claim, ports, log_dir)
             with uninterrupted():
                 driver = _Driver(module, spec, _service_environment(config, claim), log_dir / "driver.log")
-            effective = driver.wait_ready(config.cluster.startup_timeout_s, on_status)
-            effective["isolation_env"] = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
-            yield LocalService([f"http://127.0.0.1:{port}" for port in ports], effective, driver)
+            isolation_env = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
+            urls = [f"http://127.0.0.1:{port}" for port in ports]
+            yield LocalService(urls, driver, isolation_env, (config.cluster.startup_timeout_s, on_status))
         finally:
             with uninterrupted():
                 if claim is not None:
@@ -217,14 +229,18 @@ class _Driver:
             self._process.kill()  # else a late answer would be taken for the next one's
             raise
 
+    def hang_up(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+
     def stop(self) -> None:
         """Close its standard input, on which it ends itself and its tree; the caller sweeps up what is left."""
-        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self.hang_up()
         try:
-            self._process.stdin.close()
             self._process.wait(timeout=30)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._selector.close()

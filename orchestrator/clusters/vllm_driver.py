@@ -43,6 +43,7 @@ _SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 _ENGINE_TITLE = "VLLM::EngineCore"
 _HEALTH_TIMEOUT_S = 30.0  # a saturated server answers late, and that is not ill health
 _ANSWER_TIMEOUT_S = 300.0  # the first completion may compile
+_END_TIMEOUT_S = 8.0  # the parent waits for 30 s, and the sweep that follows may take 20 s
 _ONLY_TRUE = frozenset({"disable_log_stats", "aggregate_engine_logging"})  # flags that have no `--no-` form
 _LOG_PREFIX = re.compile(r"^(\([^()]*pid=\d+\) )?((ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 _ERROR_LINE = re.compile(r"^([\w.]*(Error|Exception)|[\w.]+: error): ")
@@ -62,8 +63,9 @@ def main() -> NoReturn:
     spec = json.loads(sys.stdin.readline())
     directory = Path(spec["directory"])
     parent = os.getppid()
+    servers: list[_Server] = []
     try:
-        servers = _start(spec)
+        _start(spec, servers)
         _wait_ready(servers, spec["model"], channel)
         _say(channel, event="ready", effective=_effective(spec, servers))
         for line in sys.stdin:
@@ -74,6 +76,7 @@ def main() -> NoReturn:
         _say(channel, event="failed", error=str(error) or repr(error))
         sys.stdin.read()  # stay until told to go: logs are read meanwhile
     finally:
+        _ask_to_end(servers)
         end_members(directory)
         if os.getppid() != parent:  # orphaned; else the parent removes it last, since another may then take its name
             shutil.rmtree(directory, ignore_errors=True)
@@ -116,7 +119,7 @@ def placement(num_servers: int, gpus: int, visible: Sequence[str], num_cores: in
     return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * gpus : (i + 1) * gpus])} for i in range(num_servers)]
 
 
-def _start(spec: Mapping[str, Any]) -> list[_Server]:
+def _start(spec: Mapping[str, Any], servers: list[_Server]) -> None:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     here = range(len(provenance.host()["gpus"])) if chosen is None else filter(None, chosen.split(","))
     num_cores = len(os.sched_getaffinity(0))
@@ -129,7 +132,6 @@ def _start(spec: Mapping[str, Any]) -> list[_Server]:
     if spec["source"] == tiny.NAME:
         ours["HF_HUB_OFFLINE"] = "1"
     source = tiny.resolve(spec["source"])
-    servers = []
     for index, (port, place) in enumerate(zip(spec["ports"], places, strict=True)):
         # The `vllm` command looks up the distribution name `vllm`, which its CPU build does not have.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
@@ -146,7 +148,14 @@ def _start(spec: Mapping[str, Any]) -> list[_Server]:
                 preexec_fn=die_with_parent,
             )
         servers.append(_Server(f"vllm-{index}", f"http://127.0.0.1:{port}", process, log))
-    return servers
+
+
+def _ask_to_end(servers: Sequence[_Server]) -> None:
+    """A killed server leaves its shared memory behind, 400 MiB each, until the machine restarts."""
+    tree = psutil.Process().children(recursive=True)
+    for server in servers:
+        server.process.terminate()
+    psutil.wait_procs(tree, timeout=_END_TIMEOUT_S)
 
 
 def _wait_ready(servers: Sequence[_Server], model: str, channel: TextIO) -> None:
