@@ -129,9 +129,22 @@ def end_members(directory: Path, timeout_s: float = 20.0) -> list[str]:
         alive = members(directory)
         if not alive or time.monotonic() > deadline:
             return [f"pid {process.pid}" for process in alive]
+        shared = {path for process in alive for path in _shared_memory(process)}
         for process in alive:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
         psutil.wait_procs(alive, timeout=1.0)
+        for path in shared:  # which outlives those who made it, unless they end in good order
+            path.unlink(missing_ok=True)
+
+
+def _shared_memory(process: psutil.Process) -> set[Path]:
+    """Files of shared memory that the process has mapped."""
+    try:
+        maps = Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
+    except OSError:
+        return set()
+    names = {line.partition("/dev/shm/")[2] for line in maps.splitlines() if "/dev/shm/" in line}
+    return {Path("/dev/shm") / name for name in names if not name.endswith("(deleted)")}

@@ -226,7 +226,7 @@ def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
         report = ray.get(handle.__ray_call__.remote(_report), timeout=_ACTOR_ANSWER_TIMEOUT_S)
         missing += [
             f"{actor['name']}: {name} is {report['env'].get(name)!r}, declared {value!r}"
-            for name, value in (declared | spec["cluster_env"]).items()
+            for name, value in (spec["cluster_env"] | declared).items()
             if report["env"].get(name) != value
         ]
         actors.append(
@@ -234,7 +234,7 @@ def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
                 "name": actor["name"],
                 "kind": actor["kind"],
                 "pid": report["pid"],
-                "env": _reportable(report["env"], declared | spec["cluster_env"]),
+                "env": _reportable(report["env"], spec["cluster_env"] | declared),
                 "constants": _plain(report["constants"]),
             }
         )

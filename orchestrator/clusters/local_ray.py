@@ -410,6 +410,9 @@ def _service_environment(config: Config, claim: _Claim) -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(claim.directory),
+        "TMPDIR": str(claim.directory),  # vLLM's sockets go with the service
+        "SPT_NOENV": "1",  # vLLM's process titles must not overwrite the environment, by which we find its processes
+        "VLLM_NO_USAGE_STATS": "1",
     }
     declared = {**config.cluster.env, **config.workload.env, **config.profile.env}
     return client_environment() | _isolation(claim) | declared | ours
