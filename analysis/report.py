@@ -29,6 +29,7 @@ SIGNS = {"FASTER": "▲", "SLOWER": "▼", "EQUIVALENT": "=", "INCONCLUSIVE": "?
 NOTES = published.NOTES | {
     "colocated_client": "The load client shared the machine with the service: they compete for cores. Ratios between "
     "arms hold better than absolute figures.",
+    "far_client": "At least half of the median latency is the way from the client to the service and back.",
     "bunched_tokens": "At least half of the replies brought all of their tokens at once (median TPOT below a thousandth of "
     "the median TTFT): somebody on the way collects the stream, so TTFT is nearly the latency and TPOT says nothing.",
     "coordinated_omission": "Closed loop: each client waits for its reply before it sends again. While the service "

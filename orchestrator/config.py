@@ -20,6 +20,8 @@ from orchestrator.errors import ConfigError
 
 class ClusterKind(Enum):
     local = "local"
+    anyscale = "anyscale"
+    endpoint = "endpoint"
 
 
 class Redeploy(Enum):
@@ -49,6 +51,20 @@ class ClusterConfig:
     max_live_services: int = 1
     startup_timeout_s: float = 300
     env: dict[str, Any] = field(default_factory=dict)
+    token_env: str | None = None  # the environment variable that holds the token; never the token itself
+    # kind: endpoint
+    url: str | None = None
+    # kind: anyscale
+    host_env: str = "ANYSCALE_HOST"
+    cloud: str | None = None
+    project: str | None = None
+    image_uri: str | None = None
+    head_node: dict[str, Any] = field(default_factory=dict)
+    worker_nodes: list[dict[str, Any]] = field(default_factory=list)
+    service_prefix: str = "so"
+    expires_after_h: float = 12
+    usd_per_hour: dict[str, float] = field(default_factory=dict)  # by instance type
+    max_cost_usd: float | None = None
 
 
 @dataclass

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator import results
-from orchestrator.clients.locust import LocustClient
+from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
 from orchestrator.clients.processes import Level
 from orchestrator.clients.vllm_bench import VllmBenchClient
-from orchestrator.clusters.local_ray import LocalRay, client_environment, service_yaml
+from orchestrator.clusters.anyscale import Anyscale, ServiceName
+from orchestrator.clusters.endpoint import Endpoint, round_trip_ms
+from orchestrator.clusters.local_ray import LocalRay, client_environment
 from orchestrator.config import ClientKind, ClusterKind, Config
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
@@ -27,6 +29,7 @@ from orchestrator.plan import Plan, Service, Trial, Wave, primary_cells
 from orchestrator.process import Interrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
+from orchestrator.secrets import Secret
 
 ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
 _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
@@ -36,16 +39,21 @@ class Running(Protocol):
     """A service that was started, as a cluster backend yields it."""
 
     urls: list[str]  # more than one: independent servers, with nothing before them
+    token: Secret | None  # what its addresses want as bearer
     effective: dict[str, Any]  # what it says about itself, once it is ready
 
     def wait_ready(self) -> None: ...
 
     def begin_stop(self) -> None: ...
 
-    def snapshot(self) -> dict[str, Any]: ...
+    def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
 
 
-CLUSTERS = {ClusterKind.local: LocalRay}
+CLUSTERS: dict[ClusterKind, Any] = {
+    ClusterKind.local: LocalRay,
+    ClusterKind.anyscale: Anyscale,
+    ClusterKind.endpoint: Endpoint,
+}
 
 
 def preflight(plan: Plan, imports: bool) -> None:
@@ -58,17 +66,25 @@ def preflight(plan: Plan, imports: bool) -> None:
         backend = CLUSTERS[arm.config.cluster.kind]()
         backend.check(arm.config)
         workload = arm.config.workload
-        if imports and workload.name not in imported:
+        if imports and (arm.config.cluster.name, workload.name) not in imported:
             backend.check_imports(arm.config)
-            imported.add(workload.name)
+            imported.add((arm.config.cluster.name, workload.name))
 
 
 def write_service_files(plan: Plan, paths: RunPaths) -> None:
     """For a dry run: one rendered file an arm (every repeat deploys the same)."""
+    first = {arm: service for service in reversed(plan.services) for arm in service.arms}
     for arm in plan.arms:
         target = paths.service_yaml(arm.name, 0)
         target.parent.mkdir(parents=True)
-        target.write_text(service_yaml(arm.config, arm.config.cluster.http_port))
+        backend = CLUSTERS[arm.config.cluster.kind]()
+        target.write_text(backend.rendered(arm.config, service_name(plan, paths, first[arm])))
+
+
+def service_name(plan: Plan, paths: RunPaths, service: Service) -> ServiceName:
+    """What a service is called where names are shared with others."""
+    prefix, index = service.config.cluster.service_prefix, plan.services.index(service)
+    return ServiceName(prefix, paths.run_id, index, service.arms[0].name, service.repeats[0])
 
 
 class Run:
@@ -179,7 +195,8 @@ class Run:
             self._progress.service_status(service, text)
 
         with self._timed("service", service.label), ExitStack() as stack:
-            yield stack.enter_context(backend.service(service.config, directory, say))
+            name = service_name(self.plan, self.paths, service)
+            yield stack.enter_context(backend.service(service.config, name, directory, say))
             self._progress.stopping(service)
 
     @contextlib.contextmanager
@@ -252,16 +269,20 @@ class Run:
     def _measure(self, trial: Trial, running: Running, directory: Path) -> dict[str, Any]:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
         config, sweep = trial.arm.config, trial.arm.config.sweep
+        colocated = config.cluster.kind is ClusterKind.local
         before = _healthy_snapshot(running)
-        client = _client(config)
+        client = _client(config, running.token)
+        distance_ms = None if colocated else round_trip_ms(running.urls[0], running.token)
         level = Level(trial.concurrency, sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
         started_at = _now()
         duration_s, facts, whole_run = client.run(
             running.urls, level, directory, lambda live: self._progress.live(trial, live)
         )
         after = running.snapshot()
-        _check_engines(before, after)
-        server = _changes(before, after)
+        server = None
+        if before is not None and after is not None:
+            _check_engines(before, after)
+            server = _changes(before, after)
         samples = results.read_samples(directory / "samples.parquet")
         metrics = results.compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
         validity = results.check_validity(
@@ -293,6 +314,7 @@ class Run:
             "drain_s": None if whole_run else sweep.drain_s,
             "client": facts,
             "server": server,
+            "round_trip_ms": distance_ms,
             "metrics": metrics,
             "whole_run": whole_run,
             "valid": validity.valid,
@@ -300,7 +322,8 @@ class Run:
             "invalid_details": validity.details,
             "unchecked": validity.unchecked,
             "notes": [
-                *(["colocated_client"] if config.cluster.kind is ClusterKind.local else []),
+                *(["colocated_client"] if colocated else []),
+                *(["far_client"] if _is_far(distance_ms, metrics) else []),
                 *(["bunched_tokens"] if results.tokens_are_bunched(metrics) else []),
             ],
         }
@@ -356,10 +379,18 @@ def _lock(root: Path) -> int:
     return descriptor
 
 
-def _healthy_snapshot(running: Running) -> dict[str, Any]:
+def _is_far(distance_ms: float | None, metrics: Mapping[str, Any]) -> bool:
+    """Whether at least half of what a request takes is the way there and back."""
+    latency_ms = metrics["latency_p50_ms"]
+    return distance_ms is not None and latency_ms is not None and distance_ms > latency_ms / 2
+
+
+def _healthy_snapshot(running: Running) -> dict[str, Any] | None:
     deadline = time.monotonic() + _HEALTHY_TIMEOUT_S
     while True:
         snapshot = running.snapshot()
+        if snapshot is None:
+            return None
         if not snapshot["unhealthy"] and snapshot["listener"] is not None:
             return snapshot
         if time.monotonic() > deadline:
@@ -368,9 +399,11 @@ def _healthy_snapshot(running: Running) -> dict[str, Any]:
         time.sleep(0.5)
 
 
-def _client(config: Config) -> LocustClient | VllmBenchClient:
-    """Who drives the load of one trial."""
+def _client(config: Config, token: Secret | None) -> LocustClient | VllmBenchClient:
+    """Who drives the load of one trial. A token travels by environment, to the client processes alone."""
     client, env = config.workload.client, client_environment()
+    if token is not None:
+        env |= {"OPENAI_API_KEY" if client.kind is ClientKind.vllm_bench else TOKEN_VARIABLE: token.reveal()}
     if client.kind is ClientKind.vllm_bench:
         return VllmBenchClient(client.options, config.workload.num_replicas, env)
     return LocustClient(client.locustfile, client.options, config.cluster.client_processes, env)
@@ -388,6 +421,8 @@ def _load_mode(config: Config) -> str:
 
 def _check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Without its engine a server only answers with errors: there is nothing to measure. Raises TrialError."""
+    if before["actors"] is None or after["actors"] is None:
+        return
     alive = {actor["id"] for actor in after["actors"]}
     gone = [each for each in before["actors"] if each["kind"] == ENGINE_KIND and each["id"] not in alive]
     if gone:
@@ -400,6 +435,8 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
 
     Ray restarts an actor under its old id, so the same one is the same id in the same process.
     """
+    if before["actors"] is None or after["actors"] is None:  # nobody answered who could tell
+        return {"restarted": None, "failed": None, "actors": None}
     alive = {(actor["id"], actor["pid"]) for actor in after["actors"]}
     gone = [actor for actor in before["actors"] if (actor["id"], actor["pid"]) not in alive]
     failed = [actor["name"] for actor in gone if actor["kind"] != "ServeReplica"] + after["unhealthy"]

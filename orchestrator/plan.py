@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator import paths, provenance
-from orchestrator.config import Config, Redeploy, render_application
+from orchestrator.config import ClusterConfig, ClusterKind, Config, Redeploy, render_application
 from orchestrator.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -307,11 +307,17 @@ def service_key(config: Config) -> str:
         what = {"ray": _versions().get("ray"), "application": application, "source": _source_digest(module)}
     return _digest(
         {
-            "cluster": [cluster.kind.value, cluster.num_cpus, cluster.num_gpus, cluster.http_port],
+            "cluster": [cluster.kind.value, cluster.num_cpus, cluster.num_gpus, cluster.http_port, *_place(cluster)],
             "env": {**cluster.env, **workload.env, **config.profile.env},
             **what,
         }
     )
+
+
+def _place(cluster: ClusterConfig) -> list[Any]:
+    """What else decides where a service runs and what runs there."""
+    remote = [cluster.url, cluster.cloud, cluster.project, cluster.image_uri, cluster.head_node, cluster.worker_nodes]
+    return [] if cluster.kind is ClusterKind.local else remote
 
 
 @functools.cache

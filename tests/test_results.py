@@ -620,6 +620,7 @@ def _readme_table(heading: str) -> dict[str, list[str]]:
         ("run.json", results.RUN_KEYS),
         ("trial.json", results.TRIAL_KEYS),
         ("client in trial.json", results.CLIENT_KEYS),
+        ("whole_run in trial.json", results.WHOLE_RUN_KEYS),
         ("server in trial.json", results.SERVER_KEYS),
         ("failure.json", results.FAILURE_KEYS),
         ("effective.json", results.EFFECTIVE_KEYS),

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.clients.processes import Level, Live, Measurement, Processes, max_or_none
 from orchestrator.errors import TrialError
 
+TOKEN_VARIABLE = "SERVE_ORCHESTRATOR_TOKEN"  # in the processes' environment: sent as bearer with every request
 WORKER = "orchestrator.clients.locust_worker"
 
 STARTUP_S = 120.0  # until every process has imported its locustfile

@@ -42,6 +42,7 @@ from locust.contrib.fasthttp import FastHttpSession, FastHttpUser, LocustUserAge
 from locust.env import Environment
 from locust.exception import CatchResponseError
 
+from orchestrator.clients.locust import TOKEN_VARIABLE
 from orchestrator.results import SAMPLES_SCHEMA, UNFINISHED
 
 MAX_ERROR_CHARS = 200
@@ -104,12 +105,16 @@ class Recorder:
         environment.events.request.add_listener(self.on_request)
         environment.events.user_error.add_listener(self.on_user_error)
         in_flight, first_sent = self.in_flight, self.first_sent
+        token = os.environ.pop(TOKEN_VARIABLE, None)
+        bearer = {"Authorization": f"Bearer {token}"} if token else None
         original, getcurrent, monotonic = FastHttpSession.request, gevent.getcurrent, time.monotonic
 
         def request(session: FastHttpSession, *args: Any, **kwargs: Any) -> Any:
             in_flight[getcurrent()] = sent = monotonic()
             if session.user not in first_sent:
                 first_sent[session.user] = sent
+            if bearer:
+                kwargs["headers"] = {**(kwargs.get("headers") or {}), **bearer}
             return original(session, *args, **kwargs)
 
         FastHttpSession.request = request  # type: ignore[method-assign, assignment]
@@ -189,6 +194,7 @@ def make_environment(spec: dict[str, Any]) -> Environment:
     user_class = find_user_class(spec["locustfile"])
     user_class.max_redirects = 0
     user_class.max_retries = 0
+    user_class.insecure = False  # Locust would take any certificate, and a token may be sent
     options = get_parser(default_config_files=[]).parse_args([])  # Locust's own, and what the locustfile declares
     vars(options).update(host=spec["url"], headless=True, **spec["options"])
     environment = Environment(

@@ -59,6 +59,7 @@ class LocalService:
         self, urls: list[str], driver: "_Driver", isolation_env: list[str], wait: tuple[float, Callable[[str], None]]
     ) -> None:
         self.urls = urls
+        self.token = None
         self.effective: dict[str, Any] = {}
         self._driver, self._isolation_env, self._wait = driver, isolation_env, wait
 
@@ -86,10 +87,7 @@ class LocalRay:
         check_flags({**config.cluster.env, **config.workload.env, **config.profile.env})
         if config.workload.application is not None:
             _check_source(config.workload.application["import_path"])
-        locustfile = config.workload.client.locustfile
-        found = Path(locustfile) if locustfile.endswith(".py") else provenance.find_module(locustfile)
-        if found is None or not found.is_file():
-            raise ConfigError(f"workload.client.locustfile={locustfile!r}: no such file or module")
+        check_client(config)
         port = config.cluster.http_port
         if port is not None and not _is_free(port):
             holder = listener(port)
@@ -98,30 +96,20 @@ class LocalRay:
 
     def check_imports(self, config: Config) -> None:
         """Import the application and the client's file, each in a child process. Raises ConfigError."""
-        extra = config.workload.extra
-        hint = f"\nIt needs: pip install '.[{extra}]'" if extra else ""
         _check_vllm(config)
         modules = [config.workload.client.locustfile]
         if config.workload.application is not None:
             modules.append(config.workload.application["import_path"].split(":")[0])
-        for module in modules:
-            load = f"import runpy; runpy.run_path({module!r})" if module.endswith(".py") else f"import {module}"
-            try:
-                done = subprocess.run(
-                    [sys.executable, "-c", load],
-                    env=client_environment(),
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    timeout=config.cluster.startup_timeout_s,
-                )
-            except subprocess.TimeoutExpired:
-                raise ConfigError(f"{module} is not imported after {config.cluster.startup_timeout_s:g} s") from None
-            if done.returncode != 0:
-                raise ConfigError(f"{module} does not import:\n{_last_lines(done.stderr, 4)}{hint}")
+        _check_modules(config, modules)
+
+    def rendered(self, config: Config, _name: Any) -> str:
+        """`service.yaml`, for a dry run."""
+        return service_yaml(config, config.cluster.http_port)
 
     @contextmanager
-    def service(self, config: Config, log_dir: Path, on_status: Callable[[str], None]) -> Iterator[LocalService]:
+    def service(
+        self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]
+    ) -> Iterator[LocalService]:
         """Start one service, and always take it down again.
 
         Writes `service.yaml` into `log_dir` before and copies the logs there after. Raises ServiceError when there
@@ -277,6 +265,41 @@ class _Driver:
             code = None
         tail = _last_lines(self._log.read_text(errors="replace"), 15)
         return ServiceError(f"the service's driver ended (exit code {code}):\n{tail}\nLog: {self._log}")
+
+
+def check_client(config: Config) -> None:
+    """The client's file exists. Raises ConfigError."""
+    locustfile = config.workload.client.locustfile
+    found = Path(locustfile) if locustfile.endswith(".py") else provenance.find_module(locustfile)
+    if found is None or not found.is_file():
+        raise ConfigError(f"workload.client.locustfile={locustfile!r}: no such file or module")
+
+
+def check_client_imports(config: Config) -> None:
+    """What drives the load can be imported here. Raises ConfigError."""
+    _check_vllm(config)
+    _check_modules(config, [config.workload.client.locustfile])
+
+
+def _check_modules(config: Config, modules: list[str]) -> None:
+    """Import each in a child process. Raises ConfigError with the end of its traceback."""
+    extra = config.workload.extra
+    hint = f"\nIt needs: pip install '.[{extra}]'" if extra else ""
+    for module in modules:
+        load = f"import runpy; runpy.run_path({module!r})" if module.endswith(".py") else f"import {module}"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", load],
+                env=client_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=config.cluster.startup_timeout_s,
+            )
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"{module} is not imported after {config.cluster.startup_timeout_s:g} s") from None
+        if done.returncode != 0:
+            raise ConfigError(f"{module} does not import:\n{_last_lines(done.stderr, 4)}{hint}")
 
 
 def _check_vllm(config: Config) -> None:

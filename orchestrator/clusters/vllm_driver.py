@@ -251,7 +251,7 @@ def _actors(server: _Server) -> list[dict[str, Any]]:
             title = " ".join(child.cmdline()).strip()  # empty once it is a zombie
             if title.startswith(_ENGINE_TITLE):
                 name = f"{server.name}-engine{title.removeprefix(_ENGINE_TITLE)}"
-                found.append(_actor(name, "VllmEngine", child))
+                found.append(_actor(name, "VllmEngine", child) | {"log": str(server.log)})
     except (psutil.NoSuchProcess, OSError):
         pass  # ended while we looked: it is then not among them
     return found

@@ -1,0 +1,668 @@
+"""Anyscale: one Anyscale service for each of ours, through the real SDK.
+
+The SDK has no time-out, prints the query token and sends `apply` again when an answer is lost; its `wait` may return
+on an older version and never fails early. So it lives in a child process, which can be ended (a thread that hangs in
+it would hold up the end of ours): its output is filtered there, every call has a time-out here, and waiting is our
+own poll of the status.
+
+The child is this module run as `python -m orchestrator.clusters.anyscale`: one JSON line a call on standard input,
+one a reply on standard output. It alone imports `anyscale`.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import re
+import secrets
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+from urllib.parse import urlencode
+
+import yaml
+
+from orchestrator import provenance
+from orchestrator.clusters.local_ray import LocalRay, client_environment
+from orchestrator.config import Config, render_application
+from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.process import uninterrupted
+from orchestrator.secrets import Secret, redact
+
+PROBE_ROUTE = "/orchestrator-probe"
+
+_CALL_TIMEOUT_S = 60.0
+_LOGIN_TIMEOUT_S = 120.0  # the import alone takes seconds
+_DEPLOY_TIMEOUT_S = 300.0  # looks the image up, uploads, applies
+_TERMINATE_TIMEOUT_S = 900.0
+_UNHEALTHY_GRACE_S = 60.0
+_SETTLE_S = 30.0  # so long after a deploy without an answer may the service still turn up
+_POLL_S = 5.0
+_RETRY_DELAYS_S = (2.0, 4.0, 8.0)
+_REQUEST_TIMEOUT_S = 90.0  # of the probe, which asks every Serve actor
+
+# The name becomes part of a host name, whose parts may have 63 characters, with a suffix of theirs.
+_MAX_NAME_LENGTH = 50
+_MAX_TAG_LENGTH = 63
+# What the child may inherit besides: the way out, and nothing that changes what is deployed.
+_WAY_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "ANYSCALE_SSL_CA_CERT")
+
+# The SDK loses the status code of a refusal; its words are what is left. In this order.
+_REASONS = (
+    ("unreachable", r"max retries exceeded|connection (refused|aborted|reset)|could not reach"),
+    ("wrong token", r"invalid or have expired|credentials are invalid|unauthori[sz]ed|authenticat|invalid token"),
+    ("unknown cloud", r"\bcloud\b.*(not found|does not exist|no such)|no cloud"),
+    ("quota", r"quota|limit exceeded|exceeds|insufficient capacity"),
+    ("not allowed", r"permission|forbidden|not allowed|access denied|not authori[sz]ed"),
+    ("image", r"\bimage\b|docker|registry|\bbuild\b"),
+)
+
+
+@dataclass(frozen=True)
+class ServiceName:
+    """Which service it is: unique in Anyscale, as long as the run id is among runs with this prefix."""
+
+    prefix: str
+    run_id: str
+    index: int
+    arm: str
+    repeat: int
+
+    @property
+    def service(self) -> str:
+        """`<prefix>-<run id>-<index>` in Anyscale's characters; what had to be changed or cut leaves its digest."""
+        # Looking a service up by name finds substrings, fifty at most: with a fixed width no name is part of another.
+        ending = f"{_plain(self.run_id)}-{self.index:04d}"
+        whole = f"{self.prefix}-{self.run_id}-{self.index:04d}"
+        name = f"{_plain(self.prefix)}-{ending}"
+        if name == whole and len(name) <= _MAX_NAME_LENGTH:
+            return name
+        digest = sha256(whole.encode()).hexdigest()[:8]
+        room = _MAX_NAME_LENGTH - len(ending) - len(digest) - 2
+        if room < 1:
+            raise ConfigError(f"run id {self.run_id!r} is too long for a service name of {_MAX_NAME_LENGTH} characters")
+        return f"{_plain(self.prefix)[:room]}-{digest}-{ending}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "-", text)
+
+
+class Anyscale:
+    """Brings services up in the cloud that the token belongs to."""
+
+    def check(self, config: Config) -> None:
+        """Everything that can be known without a token. Raises ConfigError."""
+        if config.workload.application is None:
+            raise ConfigError(f"workload {config.workload.name} has no Serve application: it cannot run on Anyscale")
+        LocalRay().check(config)
+        module = config.workload.application["import_path"].split(":")[0]
+        source = provenance.find_module(module)
+        if source is None or provenance.ROOT / "workloads" not in source.parents:
+            raise ConfigError(f"{module} is not below workloads/ of this repository, which alone is uploaded")
+        cluster = config.cluster
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", cluster.service_prefix):
+            raise ConfigError(
+                "cluster.service_prefix must start with a letter and hold letters, digits, - and _ alone, "
+                f"found {cluster.service_prefix!r}"
+            )
+        if not config.dry_run:
+            _token(config)
+
+    def check_imports(self, config: Config) -> None:
+        """Log in and find the cloud. Raises ConfigError."""
+        cluster = config.cluster
+        sdk = _Sdk(config, Path(os.devnull))
+        try:
+            sdk.retried("status", _CALL_TIMEOUT_S, name=f"{cluster.service_prefix}-nothing")
+        except ServiceError as error:
+            raise ConfigError(f"Anyscale (cluster.cloud={cluster.cloud}): {error}") from error
+        finally:
+            sdk.close()
+
+    def rendered(self, config: Config, name: ServiceName) -> str:
+        """`service.yaml`, for a dry run."""
+        return service_yaml(config, name)
+
+    @contextmanager
+    def service(
+        self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
+    ) -> Iterator["AnyscaleService"]:
+        """Ask for one service, and always end it again: inside, it was asked for, and `wait_ready` waits for it.
+
+        Raises ServiceError when it is refused, or when nobody can tell that it is TERMINATED in the end.
+        """
+        service = AnyscaleService(config, name, log_dir, on_status)
+        try:
+            service._deploy()
+            yield service
+        finally:
+            with uninterrupted():
+                service._end()
+
+
+class AnyscaleService:
+    """One service. `urls` take load, with `token` as bearer; `effective` is what it reported about itself."""
+
+    def __init__(self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]) -> None:
+        self.urls: list[str] = []
+        self.token: Secret | None = None
+        self.effective: dict[str, Any] = {}
+        self._config = config
+        self._name = name.service
+        # Unique: a service that is deployed again under its name still shows the version before for a while.
+        self._version = f"v{secrets.token_hex(4)}"
+        self._rendered = render_service(config, name) | {"version_name": self._version}
+        self._log_dir = log_dir
+        self._on_status = on_status
+        self._last_text = ""
+        self._sdk = _Sdk(config, log_dir / "anyscale.log")
+        self._asked = False  # from here on there may be something to end
+        self._settled_at_s = 0.0
+        self._last_state = "unknown"
+
+    def wait_ready(self) -> None:
+        """Until our version runs, the application answers 200 and every Serve actor has told what it runs with.
+
+        Raises ServiceError as soon as it is clear that this will not be.
+        """
+        timeout_s = self._config.cluster.startup_timeout_s
+        deadline_s = time.monotonic() + timeout_s
+        late = f"not ready after {timeout_s:g} s (cluster.startup_timeout_s)"
+        try:
+            self._wait_running(deadline_s, late)
+            self._say("waiting for the first reply")
+            self._wait_reply(self._config.workload.ready_path, deadline_s, late)
+            self.effective = self._read_back(deadline_s, late)
+        except ServiceError as error:
+            self._keep_controller_log()
+            raise self._failure(error) from error
+
+    def begin_stop(self) -> None:
+        """Ask for termination without waiting, so that several services end side by side."""
+        if self._asked:
+            with uninterrupted(), contextlib.suppress(ServiceError):  # the end of the service asks again, and reports
+                status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
+                if status is not None:
+                    self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=status["id"])
+
+    def snapshot(self) -> dict[str, Any]:
+        """State, and where the probe answers, Serve actors alive now and what Serve calls unhealthy (else null, []).
+
+        Raises ServiceError when the service is gone or not RUNNING.
+        """
+        status = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
+        state = "gone" if status is None else status["state"]
+        if state != "RUNNING":
+            self._keep_controller_log()
+            raise self._failure(ServiceError(f"it is {state}, not RUNNING"))
+        told: dict[str, Any] = {"actors": None, "unhealthy": []}
+        with contextlib.suppress(OSError, HTTPException, ValueError):
+            told = json.loads(self._get(f"{PROBE_ROUTE}/snapshot"))
+        return {"state": state, "listener": {}, **told}  # who listens is not ours to see
+
+    def _deploy(self) -> None:
+        (self._log_dir / "service.yaml").write_text(_as_yaml(self._rendered))
+        try:
+            found = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
+            if found is not None and found["state"] != "TERMINATED":
+                raise ServiceError(f"it exists already and is {found['state']}: it is not ours, and is left alone")
+            with tempfile.TemporaryDirectory(prefix="serve-orchestrator-") as staged:
+                _stage(Path(staged))
+                self._say("deploying")
+                self._apply(self._rendered | {"working_dir": staged})
+        except ServiceError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: ServiceError) -> ServiceError:
+        return ServiceError(f"{self._name}: {error}\nLog: {self._log_dir}")
+
+    def _apply(self, rendered: Mapping[str, Any]) -> None:
+        """Deploy, and again after transient trouble, unless it turns out to have acted all the same."""
+        self._asked = True
+        try:
+            for delay_s in (*_RETRY_DELAYS_S, None):
+                try:
+                    self._sdk.call("deploy", _DEPLOY_TIMEOUT_S, config=rendered)
+                    return
+                except _CallError as error:
+                    self._say(f"deploy: {error}; looking whether it acted")
+                    if error.transient:
+                        time.sleep(delay_s or _POLL_S)
+                    # Also after a refusal, which may be of the SDK's own second try.
+                    found = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
+                    if found is not None and self._version in found["versions"]:
+                        return
+                    if delay_s is None or not error.transient or error.timed_out:
+                        raise
+        finally:
+            self._settled_at_s = time.monotonic() + _SETTLE_S
+
+    def _wait_running(self, deadline_s: float, late: str) -> None:
+        text, healthy_at_s = "no answer yet", time.monotonic()
+        while time.monotonic() < deadline_s:
+            try:
+                status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
+            except _CallError as error:
+                if not error.transient:
+                    raise
+                text = f"asking for its state: {error}"
+            else:
+                text = _in_words(status, self._version)
+                if status is not None and _is_up(status, self._version):
+                    self.urls = [status["url"].rstrip("/")]
+                    self.token = Secret(status["token"]) if status["token"] else None
+                    return
+                version = status and status["versions"].get(self._version)
+                states = {status and status["state"], version}
+                if "SYSTEM_FAILURE" in states or (version and states & {"TERMINATING", "TERMINATED"}):
+                    raise ServiceError(f"it will not run: {text}")
+                if "UNHEALTHY" not in states:
+                    healthy_at_s = time.monotonic()
+                elif time.monotonic() - healthy_at_s > _UNHEALTHY_GRACE_S:
+                    raise ServiceError(f"unhealthy for {_UNHEALTHY_GRACE_S:g} s: {text}")
+            self._say(text)
+            time.sleep(_POLL_S)
+        raise ServiceError(f"{late}: {text}")
+
+    def _wait_reply(self, path: str, deadline_s: float, late: str) -> bytes:
+        while True:
+            try:
+                return self._get(path)
+            except (OSError, HTTPException) as error:
+                text = f"{path.partition('?')[0]}: {error}"
+            if time.monotonic() > deadline_s:
+                raise ServiceError(f"{late}: {text}")
+            self._say(text)
+            time.sleep(_POLL_S)
+
+    def _read_back(self, deadline_s: float, late: str) -> dict[str, Any]:
+        """What the live service really runs with; ServiceError when a declared variable did not arrive somewhere."""
+        declared = self._config.profile.env
+        query = {"declared": json.dumps(declared), "environment": json.dumps(self._rendered["env_vars"])}
+        told = json.loads(self._wait_reply(f"{PROBE_ROUTE}/effective?{urlencode(query)}", deadline_s, late))
+        if missing := told.pop("missing"):
+            raise ServiceError("declared environment did not reach every Serve actor:\n" + "\n".join(missing))
+        return {"declared_env": declared, **told, "isolation_env": [], "listener": None}
+
+    def _get(self, path: str) -> bytes:
+        """The body of a 200. Raises OSError, HTTPException."""
+        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token.reveal()}"}
+        # Straight, as the load client goes, and nowhere else: a redirect would carry the token along.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+        request = urllib.request.Request(self.urls[0] + path, headers=headers)
+        try:
+            with opener.open(request, timeout=_REQUEST_TIMEOUT_S) as reply:
+                body = reply.read()
+                assert isinstance(body, bytes)
+                return body
+        except urllib.error.HTTPError as error:
+            raise OSError(f"{error}: {error.read(500).decode(errors='replace')}") from None
+
+    def _keep_controller_log(self) -> None:
+        """Best effort."""
+        with uninterrupted(), contextlib.suppress(ServiceError):
+            text = self._sdk.call("logs", _CALL_TIMEOUT_S, name=self._name)
+            (self._log_dir / "controller.log").write_text(redact(text))
+
+    def _end(self) -> None:
+        """Ask for termination and wait until it is TERMINATED. Raises ServiceError with what is left to do by hand."""
+        deadline_s = time.monotonic() + _TERMINATE_TIMEOUT_S
+        refused, trouble = 0, ""
+        try:
+            while self._asked and time.monotonic() < deadline_s and refused <= len(_RETRY_DELAYS_S):
+                try:
+                    if self._is_ended():
+                        return
+                except _CallError as error:
+                    trouble = str(error)
+                    refused += not error.transient
+                delay_s = _RETRY_DELAYS_S[refused - 1] if 0 < refused <= len(_RETRY_DELAYS_S) else _POLL_S
+                time.sleep(max(0, min(delay_s, deadline_s - time.monotonic())))
+        finally:
+            self._sdk.close()
+        if self._asked:
+            raise ServiceError(
+                f"{self._name} may still run and cost money: asked to terminate, last seen {self._last_state}"
+                f"{f' ({trouble})' if trouble else ''}. End it:\n  anyscale service terminate --name {self._name}\n"
+                f"Log: {self._log_dir}"
+            )
+
+    def _is_ended(self) -> bool:
+        status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
+        state = self._last_state = "not listed" if status is None else status["state"]
+        self._say(f"terminating: {state}")
+        if status is None or (state == "TERMINATED" and self._version not in status["versions"]):
+            return time.monotonic() >= self._settled_at_s  # else an apply whose answer was lost may still act
+        if state not in ("TERMINATING", "TERMINATED"):
+            self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=status["id"])
+        return state == "TERMINATED"
+
+    def _say(self, text: str) -> None:
+        if text != self._last_text:
+            self._on_status(redact(text))
+            self._last_text = text
+
+
+def _is_up(status: Mapping[str, Any], version: str) -> bool:
+    """Ours alone takes the traffic; an older RUNNING version is not ours."""
+    return (status["state"], status["primary"], status["canary"]) == ("RUNNING", version, None) and (
+        status["versions"][version] == "RUNNING"
+    )
+
+
+def _in_words(status: Mapping[str, Any] | None, version: str) -> str:
+    if status is None:
+        return "not listed"
+    return "; ".join(
+        [f"{status['state']}, our version {status['versions'].get(version, 'not there yet')}", *status["messages"]]
+    )
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
+        return None
+
+
+def render_service(config: Config, name: ServiceName) -> dict[str, Any]:
+    """The service as Anyscale's ServiceConfig takes it, from a directory that holds `workloads/` alone."""
+    cluster = config.cluster
+    probe = {"name": "orchestrator-probe", "import_path": "workloads.probe.app:app", "route_prefix": PROBE_ROUTE}
+    expires_at = datetime.now(UTC) + timedelta(hours=cluster.expires_after_h)
+    tags = {
+        "arm": name.arm,
+        "repeat": str(name.repeat),
+        "run-id": name.run_id,
+        "owner": os.environ.get("USER") or str(os.getuid()),
+        "expires-at": f"{expires_at:%Y%m%dT%H%M%SZ}",
+    }
+    rendered = {
+        "name": name.service,
+        "version_name": "v1",
+        "cloud": cluster.cloud,
+        "project": cluster.project,
+        "image_uri": cluster.image_uri,
+        "compute_config": {
+            "head_node": dict(cluster.head_node),
+            "worker_nodes": [dict(n) for n in cluster.worker_nodes],
+        },
+        "working_dir": ".",
+        "env_vars": service_env(config),
+        "applications": [render_application(config), probe],
+        "query_auth_token_enabled": True,
+        "tags": {key: re.sub(r"[^A-Za-z0-9_.-]", "_", value)[:_MAX_TAG_LENGTH] for key, value in tags.items()},
+    }
+    return {key: value for key, value in rendered.items() if value is not None}
+
+
+def service_yaml(config: Config, name: ServiceName) -> str:
+    """`service.yaml`, headed by the command that runs the same service by hand."""
+    return _as_yaml(render_service(config, name))
+
+
+def _as_yaml(rendered: Mapping[str, Any]) -> str:
+    head = "# By hand, from a directory that holds workloads/ alone:\n#   anyscale service deploy -f service.yaml\n"
+    return head + yaml.safe_dump(dict(rendered), sort_keys=False)
+
+
+def service_env(config: Config) -> dict[str, str]:
+    """What every process of the service is given."""
+    env = {**config.cluster.env, **config.workload.env, **config.profile.env}
+    if "RAY_SERVE_ENABLE_HA_PROXY" in env:  # Anyscale's own switch, which its images look at
+        env["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] = env["RAY_SERVE_ENABLE_HA_PROXY"]
+    return env
+
+
+def _stage(directory: Path) -> None:
+    """Copy `workloads/` in, as importable as here and without anything hidden."""
+
+    def copy(source: str, target: str) -> None:
+        shutil.copyfile(source, target)
+        os.utime(target, (1e9, 1e9))  # the same source is the same upload, and no zip holds a time before 1980
+
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(provenance.ROOT / "workloads", directory / "workloads", ignore=ignored, copy_function=copy)
+
+
+def _token(config: Config) -> Secret:
+    name = config.cluster.token_env
+    value = os.environ.get(name) if name else None
+    if not value:
+        raise ConfigError(f"the environment variable {name} (cluster.token_env) must hold an Anyscale token")
+    return Secret(value)
+
+
+class _CallError(ServiceError):
+    """A call failed. `transient`: it may work later; a call that timed out may still have acted."""
+
+    def __init__(self, text: str, transient: bool, timed_out: bool = False) -> None:
+        super().__init__(text)
+        self.transient = transient
+        self.timed_out = timed_out
+
+
+class _Sdk:
+    """Our end of the child process, which is started by the first call and again after one that did not answer."""
+
+    def __init__(self, config: Config, log: Path) -> None:
+        cluster = config.cluster
+        # With a slash at its end, every path on the wire would begin with two.
+        self._host = os.environ.get(cluster.host_env, "").rstrip("/") or None
+        self._token = _token(config)
+        self._where = {"cloud": cluster.cloud, "project": cluster.project}
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._logged_in = False
+
+    def retried(self, call: str, timeout_s: float, **arguments: Any) -> Any:
+        """As `call`, again after transient trouble, a few times."""
+        for delay_s in _RETRY_DELAYS_S:
+            try:
+                return self.call(call, timeout_s, **arguments)
+            except _CallError as error:
+                if not error.transient:
+                    raise
+            time.sleep(delay_s)
+        return self.call(call, timeout_s, **arguments)
+
+    def call(self, call: str, timeout_s: float, **arguments: Any) -> Any:
+        """One call of the SDK. Raises _CallError."""
+        if self._process is None:
+            self._start()
+        if not self._logged_in:
+            hello = {"token": self._token.reveal(), "host": self._host, **self._where}
+            self._exchange("login", hello, _LOGIN_TIMEOUT_S)
+            self._logged_in = True
+        return self._exchange(call, arguments, timeout_s)
+
+    def close(self) -> None:
+        if self._process is not None:
+            process, self._process, self._logged_in = self._process, None, False
+            process.kill()
+            process.wait()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()
+
+    def _start(self) -> None:
+        env = client_environment()
+        for name in _WAY_OUT:
+            env |= {each: os.environ[each] for each in (name, name.lower()) if each in os.environ}
+        if self._host:
+            env["ANYSCALE_HOST"] = self._host  # for the addresses in its messages
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.clusters.anyscale"],
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is the orchestrator's to handle
+            )
+
+    def _exchange(self, call: str, arguments: Mapping[str, Any], timeout_s: float) -> Any:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps([call, arguments]).encode() + b"\n")
+            self._process.stdin.flush()
+            if not select.select([self._process.stdout], [], [], timeout_s)[0]:
+                raise _CallError(f"no answer to {call} within {timeout_s:g} s", transient=True, timed_out=True)
+            line = self._process.stdout.readline()
+            if not line:
+                raise _CallError(f"the SDK's process ended during {call}; log: {self._log}", transient=False)
+        except BrokenPipeError:
+            self.close()
+            raise _CallError(f"the SDK's process ended before {call}; log: {self._log}", transient=False) from None
+        except BaseException:  # also an interrupt: else the late answer would be taken for the next one's
+            self.close()
+            raise
+        reply = json.loads(line)
+        if reply["error"] is None:
+            return reply["result"]
+        raise _CallError(_explained(reply["error"]), reply["transient"])
+
+
+def _explained(text: str) -> str:
+    for reason, words in _REASONS:
+        if re.search(words, text, re.IGNORECASE):
+            return f"{reason}: {text}"
+    return text
+
+
+def main() -> NoReturn:
+    """The child: answers calls until standard input closes."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    filtered: Any = _Filtered(sys.stderr)
+    sys.stdout = sys.stderr = filtered
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    client: _Client | None = None
+    while True:
+        call, arguments = json.loads(lines.get())
+        reply: dict[str, Any] = {"result": None, "error": None}
+        try:
+            if client is None:
+                client = _Client(**arguments)
+            else:
+                reply["result"] = getattr(client, call)(**arguments)
+        except Exception as error:
+            reply |= {"error": redact(_error_text(error)), "transient": _is_transient(error)}
+            print(f"{call}: {type(error).__name__}: {reply['error']}")
+        channel.write(json.dumps(reply) + "\n")
+
+
+def _read(lines: "queue.SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)  # whatever request is in flight
+
+
+class _Filtered:
+    """A text stream that shows no secret and no colours. Whole lines, so that no token falls in two."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._stream.write(redact(re.sub(r"\x1b\[[0-9;]*m", "", line)) + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+class _Client:
+    """The SDK's calls with plain values: what comes in and goes out is JSON."""
+
+    def __init__(self, token: str, host: str | None, cloud: str | None, project: str | None) -> None:
+        import anyscale  # type: ignore[import-not-found, unused-ignore]
+
+        self._config_type = anyscale.service.models.ServiceConfig
+        self._services = anyscale.Anyscale(auth_token=Secret(token).reveal(), _host=host).service
+        self._where = {"cloud": cloud, "project": project}
+
+    def deploy(self, config: dict[str, Any]) -> str:
+        return self._services.deploy(self._config_type(**config))
+
+    def terminate(self, service_id: str) -> str:
+        return self._services.terminate(id=service_id)
+
+    def logs(self, name: str) -> str:
+        return self._services.controller_logs(name, **self._where)
+
+    def status(self, name: str) -> dict[str, Any] | None:
+        try:
+            status = self._services.status(name, **self._where)
+        except RuntimeError as error:
+            if "was not found" in str(error):
+                return None
+            raise
+        primary, canary = status.primary_version, status.canary_version
+        if status.query_auth_token:
+            Secret(status.query_auth_token)  # from here on nothing shows it
+        return {
+            "id": status.id,
+            "state": status.state.value,
+            "url": status.query_url,
+            "token": status.query_auth_token,
+            "primary": primary and primary.name,
+            "canary": canary and canary.name,
+            "versions": {each.name: each.state.value for each in (primary, canary) if each},
+            "messages": _messages(status.service_status_checklist),
+        }
+
+
+def _messages(checklist: Any) -> list[str]:
+    """What the control plane says about single steps."""
+    if checklist is None:
+        return []
+    items = [*checklist.shared, *(item for version in checklist.per_version for item in version.items)]
+    return [f"{item.label}: {item.message}" for item in items if item.message]
+
+
+def _error_text(error: Exception) -> str:
+    status, body = getattr(error, "status", None), getattr(error, "body", None)
+    if isinstance(status, int):  # the SDK's ApiException, whose own text is all headers
+        return f"the control plane answered {status} {getattr(error, 'reason', '')}: {str(body or '')[:500]}"
+    return getattr(error, "message", None) or str(error) or repr(error)
+
+
+def _is_transient(error: Exception) -> bool:
+    """Worth another try: the server's trouble or the network's. A refusal (ValueError) never is."""
+    import requests
+    import urllib3
+    from anyscale.errors import InfraError  # type: ignore[import-not-found, unused-ignore]
+
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status >= 500 or status == 429
+    return isinstance(error, InfraError | urllib3.exceptions.HTTPError | requests.RequestException | ConnectionError)
+
+
+if __name__ == "__main__":
+    main()
