@@ -63,7 +63,7 @@ class ClusterConfig:
     worker_nodes: list[dict[str, Any]] = field(default_factory=list)
     service_prefix: str = "so"
     expires_after_h: float = 12
-    usd_per_hour: dict[str, float] = field(default_factory=dict)  # by instance type
+    usd_per_hour: float | None = None  # all machines of one service
     max_cost_usd: float | None = None
 
 

@@ -25,7 +25,7 @@ from orchestrator.clusters.local_ray import LocalRay, client_environment
 from orchestrator.config import ClientKind, ClusterKind, Config
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
-from orchestrator.plan import Plan, Service, Trial, Wave, primary_cells
+from orchestrator.plan import Plan, Service, Trial, Wave, cost_usd, primary_cells
 from orchestrator.process import Interrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
@@ -61,6 +61,7 @@ def preflight(plan: Plan, imports: bool) -> None:
 
     `imports`: also import each workload, which takes seconds.
     """
+    _check_cost(plan)
     imported = set()
     for arm in plan.arms:
         backend = CLUSTERS[arm.config.cluster.kind]()
@@ -69,6 +70,19 @@ def preflight(plan: Plan, imports: bool) -> None:
         if imports and (arm.config.cluster.name, workload.name) not in imported:
             backend.check_imports(arm.config)
             imported.add((arm.config.cluster.name, workload.name))
+
+
+def _check_cost(plan: Plan) -> None:
+    limit, estimate = plan.arms[0].config.cluster.max_cost_usd, plan.cost_usd()
+    if limit is None:
+        return
+    if estimate is None:
+        raise ConfigError(f"cluster.max_cost_usd={limit:g} cannot be held without a price: set cluster.usd_per_hour")
+    if estimate > limit:
+        raise ConfigError(
+            f"the run is estimated at {estimate:.2f} USD ({plan.service_hours:.1f} service hours), more than "
+            f"cluster.max_cost_usd={limit:g}"
+        )
 
 
 def write_service_files(plan: Plan, paths: RunPaths) -> None:
@@ -120,6 +134,7 @@ class Run:
                 "resumed": [],
                 "errors": [],
                 "timeline": [],
+                "cost_usd": None,
             }
         self._write_run()
         results.write_summary(paths.root, self.rows)
@@ -355,8 +370,15 @@ class Run:
 
     def _finish(self, status: str) -> None:
         self._record |= {"status": status, "finished_at": _now(), "errors": self.errors, "timeline": self._timeline}
+        self._record["cost_usd"] = self._cost_usd()
         self._write_run()
         results.write_summary(self.paths.root, self.rows)
+
+    def _cost_usd(self) -> float | None:
+        """Of the services' lives so far, by the declared prices; None where one is missing."""
+        clusters = {each.label: each.config.cluster for each in self.plan.services}
+        lives = [each for each in self._timeline if each["what"] == "service"]
+        return cost_usd((each["end_s"] - each["start_s"], clusters[each["name"]]) for each in lives)
 
     def _write_run(self) -> None:
         results.write_json(self.paths.run_json, self._record)

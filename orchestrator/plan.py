@@ -27,8 +27,8 @@ PROFILE_AXIS = "profile"
 PROFILE_BASELINE = "baseline"
 _GROUPS = ("cluster", "workload", "profile", "sweep")
 
-# Seen on 2 slow cores; only the estimate of the duration depends on them.
-_BRING_UP_S, _TEAR_DOWN_S, _CLIENT_START_S = 20.0, 3.0, 3.0
+# Seen on 2 slow cores, and assumed for a cloud; only the estimates of duration and cost depend on them.
+_BRING_UP_S, _CLOUD_BRING_UP_S, _TEAR_DOWN_S, _CLIENT_START_S = 20.0, 600.0, 3.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,16 @@ class Wave:
     services: tuple[Service, ...]
     trials: tuple[Trial, ...]
 
+    @property
+    def duration_s(self) -> float:
+        """Estimate in seconds; services come up side by side."""
+        clouds = {service.config.cluster.kind is ClusterKind.anyscale for service in self.services}
+        per_trial = sum(
+            _CLIENT_START_S + sweep.ramp_up_s + sweep.warmup_s + sweep.duration_s + sweep.cooldown_s
+            for sweep in (trial.arm.config.sweep for trial in self.trials)
+        )
+        return per_trial + (_CLOUD_BRING_UP_S if True in clouds else _BRING_UP_S) + _TEAR_DOWN_S
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -128,12 +138,18 @@ class Plan:
 
     @property
     def duration_s(self) -> float:
-        """Estimate in seconds; services of a wave come up side by side."""
-        per_trial = sum(
-            _CLIENT_START_S + sweep.ramp_up_s + sweep.warmup_s + sweep.duration_s + sweep.cooldown_s
-            for sweep in (trial.arm.config.sweep for trial in self.trials)
-        )
-        return per_trial + len(self.waves) * (_BRING_UP_S + _TEAR_DOWN_S)
+        """Estimate in seconds."""
+        return sum(wave.duration_s for wave in self.waves)
+
+    @property
+    def service_hours(self) -> float:
+        """Estimate of what a cloud bills: every service for as long as its wave lasts."""
+        return sum(len(wave.services) * wave.duration_s for wave in self.waves) / 3600
+
+    def cost_usd(self) -> float | None:
+        """Estimate from the declared prices; None where one is missing."""
+        lives = [(wave.duration_s, service.config.cluster) for wave in self.waves for service in wave.services]
+        return cost_usd(lives)
 
 
 def make_plan(jobs: Sequence[Job], seed: int) -> Plan:
@@ -160,6 +176,21 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
     planned = sum(len(arm.levels) for arm in arms) * arms[0].config.sweep.repeats
     assert len(plan.trials) == planned, (len(plan.trials), planned)
     return plan
+
+
+def machines(config: Config) -> list[tuple[str, int]]:
+    """Instance types that one service rents, and how many of each."""
+    cluster = config.cluster
+    if cluster.kind is not ClusterKind.anyscale:
+        return []
+    workers = [(each["instance_type"], each.get("max_nodes", 1)) for each in cluster.worker_nodes]
+    return [(cluster.head_node["instance_type"], 1), *workers]
+
+
+def cost_usd(lives: Iterable[tuple[float, ClusterConfig]]) -> float | None:
+    """What services cost that lived so long, in seconds; None where a price is missing."""
+    priced = [(life_s, cluster.usd_per_hour) for life_s, cluster in lives]
+    return None if any(price is None for _, price in priced) else sum(s / 3600 * (price or 0) for s, price in priced)
 
 
 def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:

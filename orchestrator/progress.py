@@ -17,7 +17,7 @@ from rich.status import Status
 from rich.table import Table
 
 from orchestrator.clients.processes import Live
-from orchestrator.plan import Arm, Plan, Service, Trial, primary_cells
+from orchestrator.plan import Arm, Plan, Service, Trial, machines, primary_cells
 
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
 _STREAM_COLUMNS = {
@@ -137,6 +137,11 @@ def print_plan(plan: Plan) -> None:
         f"\n{len(plan.arms)} arms x {repeats} repeats: {len(plan.services)} services, {len(plan.trials)} trials, "
         f"about {plan.duration_s / 60:.0f} min (seed {plan.seed})"
     )
+    if rented := dict.fromkeys(tuple(machines(arm.config)) for arm in plan.arms if machines(arm.config)):
+        each = "; ".join(", ".join(f"{count} x {name}" for name, count in one) for one in rented)
+        cost = plan.cost_usd()
+        price = "cost unknown (cluster.usd_per_hour)" if cost is None else f"{cost:.2f} USD"
+        console.print(f"Each service: {escape(each)}. About {plan.service_hours:.1f} service hours, {price}")
     compare = plan.arms[0].config.compare
     looks = f"{compare.max_looks} look{'s' if compare.max_looks > 1 else ''}"
     for cell in primary_cells(plan.arms):

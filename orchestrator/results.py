@@ -115,6 +115,7 @@ RUN_KEYS = {
     "provenance": "object: versions, hardware and source commits of where the orchestrator ran",
     "resumed": "list, one entry a resume: at, and provenance then",
     "errors": "list of messages of what failed outside any trial",
+    "cost_usd": "what the rented machines have cost by the declared prices, USD; null without prices",
     "timeline": "list: what (service, bring_up, trial, cool_down), name, start_s, end_s since the (resumed) run began",
 }
 TRIAL_KEYS = {

@@ -97,6 +97,7 @@ def make_run(
         "resumed": [],
         "errors": [],
         "timeline": [],
+        "cost_usd": None,
     }
     assert record.keys() == results.RUN_KEYS.keys()
     results.write_json(paths.run_json, record)

@@ -31,7 +31,7 @@ from orchestrator.clusters.anyscale import (
     render_service,
     service_yaml,
 )
-from orchestrator.config import ClusterConfig, Config
+from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import Interrupted, interruptible
 from tests.anyscale_standin import Fault, Instant, LocalRay, Service, StandIn
@@ -43,21 +43,6 @@ SERVICE = "so-2026-01-02_03-04-05-0007"
 needs_sdk = pytest.mark.skipif(importlib.util.find_spec("anyscale") is None, reason="the anyscale SDK is not installed")
 
 
-@dataclasses.dataclass
-class Cluster(ClusterConfig):
-    cloud: str | None = None
-    project: str | None = None
-    image_uri: str = "anyscale/ray-llm:nightly-py311-cu128"
-    head_node: dict[str, Any] = dataclasses.field(default_factory=lambda: {"instance_type": "m8a.xlarge"})
-    worker_nodes: list[dict[str, Any]] = dataclasses.field(
-        default_factory=lambda: [{"instance_type": "m7a.4xlarge", "min_nodes": 1, "max_nodes": 1}]
-    )
-    token_env: str = "ANYSCALE_CLI_TOKEN"
-    host_env: str = "ANYSCALE_HOST"
-    service_prefix: str = "so"
-    expires_after_h: float = 2
-
-
 Make = Callable[..., Config]
 
 
@@ -66,8 +51,8 @@ def make(compose: Compose) -> Make:
     """`make("profile=optimized", cloud="x")`: a composed config on an Anyscale cluster with these settings."""
 
     def run(*overrides: str, **settings: Any) -> Config:
-        config = compose(*overrides)
-        config.cluster = Cluster(**{**vars(config.cluster), **settings})
+        config = compose("cluster=anyscale_1x", *overrides)
+        config.cluster = dataclasses.replace(config.cluster, **settings)
         return config
 
     return run
@@ -93,7 +78,7 @@ def test_rendered_service(make: Make) -> None:
     tags = rendered["tags"]
     assert (tags["arm"], tags["repeat"], tags["run-id"]) == ("optimized", "1", NAME.run_id)
     expires_at = datetime.strptime(tags["expires-at"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    assert timedelta(hours=1) < expires_at - datetime.now(UTC) <= timedelta(hours=2)
+    assert timedelta(hours=11) < expires_at - datetime.now(UTC) <= timedelta(hours=12)
 
 
 def test_anyscales_own_switch_follows_the_flag(make: Make) -> None:
@@ -251,7 +236,7 @@ def test_life_of_a_service(cloud: StandIn, make: Make, tmp_path: Path) -> None:
         assert service.urls == [known.base_url]
         assert service.token is not None
         assert service.token.reveal() == known.auth_token
-        assert service.effective.keys() == results.EFFECTIVE_KEYS.keys() - {"schema_version", "service_key", "engine"}
+        assert service.effective.keys() == results.EFFECTIVE_KEYS.keys() - {"schema_version", "service_key"}
         assert service.snapshot()["actors"] == [{"name": "SERVE_CONTROLLER_ACTOR"}]
         assert known.env_vars["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "1"
         assert known.image_uri == config.cluster.image_uri
@@ -518,7 +503,11 @@ def test_credentials_are_checked_first(
 @pytest.mark.e2e
 def test_real_ray_tells_what_it_runs_with(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The upload, deployed: flags are read back from every Serve actor by the probe beside the workload."""
-    config = make("profile=optimized", startup_timeout_s=180, env={"OMP_NUM_THREADS": "1"})
+    config = make(
+        "profile=optimized",
+        startup_timeout_s=180,
+        env={"OMP_NUM_THREADS": "1", "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": ""},
+    )
     with StandIn(tmp_path / "bucket", LocalRay()) as cloud:
         monkeypatch.setenv("ANYSCALE_HOST", cloud.url)
         monkeypatch.setenv("ANYSCALE_CLI_TOKEN", cloud.token)

@@ -37,7 +37,7 @@ from urllib.parse import urlencode
 import yaml
 
 from orchestrator import provenance
-from orchestrator.clusters.local_ray import LocalRay, client_environment
+from orchestrator.clusters.local_ray import LocalRay, check_client_imports, client_environment
 from orchestrator.config import Config, render_application
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import uninterrupted
@@ -124,7 +124,8 @@ class Anyscale:
             _token(config)
 
     def check_imports(self, config: Config) -> None:
-        """Log in and find the cloud. Raises ConfigError."""
+        """Import the client's file, log in and find the cloud. Raises ConfigError."""
+        check_client_imports(config)
         cluster = config.cluster
         sdk = _Sdk(config, Path(os.devnull))
         try:
@@ -297,7 +298,7 @@ class AnyscaleService:
         told = json.loads(self._wait_reply(f"{PROBE_ROUTE}/effective?{urlencode(query)}", deadline_s, late))
         if missing := told.pop("missing"):
             raise ServiceError("declared environment did not reach every Serve actor:\n" + "\n".join(missing))
-        return {"declared_env": declared, **told, "isolation_env": [], "listener": None}
+        return {"declared_env": declared, **told, "engine": None, "isolation_env": [], "listener": None}
 
     def _get(self, path: str) -> bytes:
         """The body of a 200. Raises OSError, HTTPException."""
@@ -600,7 +601,7 @@ class _Client:
     """The SDK's calls with plain values: what comes in and goes out is JSON."""
 
     def __init__(self, token: str, host: str | None, cloud: str | None, project: str | None) -> None:
-        import anyscale  # type: ignore[import-not-found, unused-ignore]
+        import anyscale
 
         self._config_type = anyscale.service.models.ServiceConfig
         self._services = anyscale.Anyscale(auth_token=Secret(token).reveal(), _host=host).service
@@ -656,7 +657,7 @@ def _is_transient(error: Exception) -> bool:
     """Worth another try: the server's trouble or the network's. A refusal (ValueError) never is."""
     import requests
     import urllib3
-    from anyscale.errors import InfraError  # type: ignore[import-not-found, unused-ignore]
+    from anyscale.errors import InfraError
 
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
