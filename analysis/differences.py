@@ -40,7 +40,7 @@ class Difference:
 def find(baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str]) -> list[Difference]:
     """All differences between two arms, each once, over all repeats that both have."""
     declared = _declared(baseline, candidate, treatment)
-    found = dict.fromkeys([*declared, *_client(baseline, candidate)])
+    found = dict.fromkeys([*declared, *_client(baseline, candidate, treatment)])
     if not treatment:
         keys = [{"service_key": load.arm_record(run, arm)["service_key"]} for run, arm in (baseline, candidate)]
         found |= dict.fromkeys(_diff(keys[0], keys[1], "declared", lambda key: False))
@@ -67,7 +67,13 @@ def _declared(baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: 
         pairs = [(f"{name}", _text(rows[0][name]), _text(rows[1][name])) for name in _COLUMNS]
         pairs = [each for each in pairs if UNSET not in each]
         treatment = [*treatment, *(axis.rpartition(".")[2] for axis in treatment)]  # num_replicas is a column
-    return [Difference(key, a, b, "declared", _below(key, treatment)) for key, a, b in pairs if a != b]
+    # Another workload may be the treatment, other requests are another question.
+    whole = [axis for axis in treatment if axis != "workload"]
+    return [
+        Difference(key, a, b, "declared", _below(key, whole if _below(key, ["workload.client"]) else treatment))
+        for key, a, b in pairs
+        if a != b
+    ]
 
 
 def _below(key: str, prefixes: Iterable[str]) -> bool:
@@ -85,11 +91,16 @@ def _env_of(declared: Sequence[Difference]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _client(baseline: tuple[Run, str], candidate: tuple[Run, str]) -> list[Difference]:
+def _client(baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str]) -> list[Difference]:
     """The load client, level by level: its versions and number of processes over all trials."""
+    compared = any(_below(axis, ["workload.client"]) for axis in treatment)
+
+    def follows(key: str) -> bool:
+        return compared or (key == "client.num_processes" and "workload.num_replicas" in treatment)
+
     facts = [_client_facts(*side) for side in (baseline, candidate)]
     shared = facts[0].keys() & facts[1].keys()
-    found = [_diff(facts[0][level], facts[1][level], "effective", lambda key: False) for level in sorted(shared)]
+    found = [_diff(facts[0][level], facts[1][level], "effective", follows) for level in sorted(shared)]
     return [each for differences in found for each in differences]
 
 
@@ -125,8 +136,8 @@ def _effective(
     ]
     constants = [_by_name(service, "constants", kinds, ignored) for service in (baseline, candidate)]
     found += _diff(constants[0], constants[1], "consequence", lambda name: True, prefix="constant.")
-    if baseline.get("engine") and candidate.get("engine"):
-        engines = [flatten({"engine": each["engine"]}) for each in (baseline, candidate)]
+    if baseline.get("engine") or candidate.get("engine"):
+        engines = [flatten({"engine": each.get("engine")}) for each in (baseline, candidate)]
         found += _diff(engines[0], engines[1], "effective", lambda key: _below(key, _engine_axes(treatment)))
     for what in ("versions", "hardware"):
         facts = [flatten({what: _comparable(service[what])}) for service in (baseline, candidate)]
@@ -137,10 +148,10 @@ def _effective(
 
 
 def _engine_axes(treatment: Sequence[str]) -> list[str]:
-    """A compared setting `model.engine.max_num_seqs` is `engine.max_num_seqs` here; Serve LLM chooses its executor."""
-    axes = [axis.removeprefix("model.") for axis in treatment if axis.startswith("model.engine")]
-    axes += ["engine"] * ("model" in treatment)
-    return axes + ["engine.distributed_executor_backend"] * ("workload" in treatment)
+    """What may differ in the engines. Of a compared `model.engine.*` others follow; Serve LLM chooses its executor."""
+    if any(_below(axis, ["model"]) for axis in treatment):
+        return ["engine"]
+    return ["engine.distributed_executor_backend"] * ("workload" in treatment)
 
 
 def _by_name(service: Mapping[str, Any], what: str, kinds: set[str], ignored: set[str]) -> dict[str, str]:

@@ -100,6 +100,7 @@ class ValidityConfig:
     max_error_ratio: float = MISSING
     max_window_shortfall_ratio: float = MISSING
     max_drift_ratio: float = MISSING
+    min_offered_ratio: float = MISSING
     min_in_flight_ratio: float = MISSING
     max_client_cpu_ratio: float = MISSING
     max_client_lag_ratio: float = MISSING
@@ -300,6 +301,12 @@ def _check_ranges(config: Config) -> None:
     _check_client(config)
 
 
+_LLM_OPTIONS = (
+    *("model", "tokenizer", "num_input_tokens", "num_output_tokens", "num_prompts", "request_rate_rps"),
+    *("temperature", "timeout_s"),
+)
+
+
 class _Ask(NamedTuple):
     """What some equal replicas want of the cluster, each."""
 
@@ -311,13 +318,23 @@ class _Ask(NamedTuple):
 
 def _check_replicas(config: Config) -> None:
     """More replicas than the cluster can hold would only time out, so this is refused here."""
-    asks = _asks(config)
+    if config.workload.num_replicas < 1:
+        raise ConfigError(f"workload.num_replicas must be at least 1, found {config.workload.num_replicas}")
+    try:
+        asks = _asks(config)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"the model's settings do not have the shape that workload {config.workload.name} needs (model.*, "
+            f"workload.server, application.args.llm_configs): {error!r}"
+        ) from error
     cpus = sum(ask.num_replicas * ask.num_cpus for ask in asks)
     gpus = sum(ask.num_replicas * ask.num_gpus for ask in asks)
     has = config.cluster
     if cpus > has.num_cpus or gpus > has.num_gpus:
         parts = [f"{ask.name} {ask.num_replicas} x ({ask.num_cpus:g} CPU, {ask.num_gpus:g} GPU)" for ask in asks]
-        hint = "; model=tiny needs no GPU" if config.model and gpus > has.num_gpus else ""
+        hint = "; model=tiny needs no GPU" if config.model.get("num_gpus") and gpus > has.num_gpus else ""
         raise ConfigError(
             f"workload {config.workload.name} asks for {cpus:g} CPU and {gpus:g} GPU ({', '.join(parts)}); "
             f"cluster {has.name} hands out {has.num_cpus} CPU and {has.num_gpus} GPU (cluster.num_*){hint}"
@@ -327,14 +344,14 @@ def _check_replicas(config: Config) -> None:
 def _asks(config: Config) -> list[_Ask]:
     workload = config.workload
     if workload.server is not None:
-        return [_Ask("server", workload.num_replicas, 1, workload.server["num_gpus"])]
+        return [_Ask("server", workload.num_replicas, 1, gpus_of_server(workload.server))]
     application = render_application(config)
     asks = [_ask(settings["name"], settings) for settings in application["deployments"]]
     args = application.get("args") or {}
     for llm in args.get("llm_configs") or ():  # ray.serve.llm's: the deployments are its own
         engine, group = llm["engine_kwargs"], llm.get("placement_group_config") or {}
         bundle = group.get("bundle_per_worker", {"GPU": 1})  # Ray's own choice where nothing is said
-        workers = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+        workers = _num_workers(engine)
         replica = _ask("model replica", llm["deployment_config"])
         asks.append(
             replica._replace(
@@ -345,6 +362,16 @@ def _asks(config: Config) -> list[_Ask]:
     if args.get("ingress_deployment_config"):
         asks.append(_ask("ingress replica", args["ingress_deployment_config"]))
     return asks
+
+
+def _num_workers(engine: Mapping[str, Any]) -> int:
+    """Of one replica: one a GPU, or one a CPU device."""
+    return int(engine.get("tensor_parallel_size", 1)) * int(engine.get("pipeline_parallel_size", 1))
+
+
+def gpus_of_server(server: Mapping[str, Any]) -> int:
+    """GPUs of one of vLLM's own servers."""
+    return int(server["num_gpus"]) * _num_workers(server["engine"])
 
 
 def _ask(name: str, settings: Mapping[str, Any]) -> _Ask:
@@ -358,28 +385,58 @@ def _ask(name: str, settings: Mapping[str, Any]) -> _Ask:
     cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # as Serve has it
     gpus = options.get("num_gpus") or 0
     for resource, amount in (("num_cpus", cpus), ("num_gpus", gpus)):
-        if not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
             raise ConfigError(f"{name}: ray_actor_options.{resource} must be a number, found {amount!r}")
     return _Ask(name, replicas, cpus, gpus)
 
 
 def _check_client(config: Config) -> None:
-    """What vLLM's client would only find out with the service up."""
-    client = config.workload.client
-    if client.kind is not ClientKind.vllm_bench:
-        return
+    """What the client of a language model would only find out with the service up."""
+    client, servers = config.workload.client, config.workload.num_replicas if config.workload.server else 1
+    fewest = min(config.sweep.concurrency) * (config.workload.num_replicas if config.sweep.per_replica else 1)
+    if fewest < servers:
+        raise ConfigError(f"{servers} servers need as many clients, found sweep.concurrency={config.sweep.concurrency}")
+    if client.kind is ClientKind.locust:
+        if config.cluster.client_processes < servers:
+            raise ConfigError(
+                f"{servers} servers need as many Locust processes, found cluster.client_processes="
+                f"{config.cluster.client_processes}"
+            )
+        if not config.model:
+            return
     options = client.options
+    if lacking := [name for name in _LLM_OPTIONS if name not in options]:
+        raise ConfigError(
+            f"workload.client.options lacks {', '.join(lacking)}: workload {config.workload.name} cannot be driven by "
+            f"workload.client.kind={client.kind.value}"
+        )
     for name in ("num_input_tokens", "num_output_tokens", "num_prompts", "request_rate_rps", "timeout_s"):
         value, may_be_null = options.get(name), name in ("num_prompts", "request_rate_rps")
         whole = name.startswith("num_")
         if not (value is None and may_be_null) and not (
-            isinstance(value, int if whole else int | float) and not isinstance(value, bool) and value > 0
+            isinstance(value, int if whole else int | float)
+            and not isinstance(value, bool)
+            and 0 < value < float("inf")
         ):
             raise ConfigError(
                 f"workload.client.options.{name} must be a {'whole ' if whole else ''}number above 0"
                 f"{' or null' if may_be_null else ''}, found {value!r}"
             )
-    limit = config.model.get("engine", {}).get("max_model_len")
+    rate_rps, num_prompts = options["request_rate_rps"], options["num_prompts"]
+    if rate_rps is not None and round(rate_rps, 2) != rate_rps:
+        raise ConfigError(f"workload.client.options.request_rate_rps has at most two decimals, found {rate_rps}")
+    most = max(config.sweep.concurrency) * (1 if config.sweep.per_replica else 1 / config.workload.num_replicas)
+    if client.kind is ClientKind.vllm_bench and num_prompts is not None and num_prompts < 2 * most:
+        raise ConfigError(
+            f"workload.client.options.num_prompts={num_prompts} a replica leave no time when all {most:g} clients "
+            "are busy; ten a client are usual (null)"
+        )
+    if not isinstance(options["temperature"], int | float):
+        raise ConfigError(f"workload.client.options.temperature must be a number, found {options['temperature']!r}")
+    engine = (config.workload.server or config.model)["engine"]
+    if taken := sorted({"model", "port", "host", "served_model_name"} & engine.keys()):
+        raise ConfigError(f"model.engine.{taken[0]} is set by the orchestrator (model.source, model.id)")
+    limit = engine.get("max_model_len")
     asked = options["num_input_tokens"] + options["num_output_tokens"]
     if limit is not None and asked > limit:
         raise ConfigError(
@@ -401,6 +458,14 @@ def render_application(config: Config) -> dict[str, Any]:
             f"profile.app.deployments must map names of deployments to settings, found {overlaid!r}; "
             f"workload {config.workload.name} has {', '.join(deployed)}"
         )
+    args, laid_over = config.workload.application.get("args") or {}, config.profile.app.get("args", {})
+    if isinstance(laid_over, dict):
+        missing = [name for name, value in laid_over.items() if value is None and name not in args]
+        if missing:
+            raise ConfigError(
+                f"profile={config.profile.name} takes {', '.join(missing)} away from application.args, which workload "
+                f"{config.workload.name} does not have; it has {', '.join(args) or 'none'}"
+            )
     try:
         merged = OmegaConf.merge({"name": config.workload.name}, config.workload.application, config.profile.app)
     except OmegaConfBaseException as error:

@@ -303,7 +303,7 @@ class Run:
         validity = results.check_validity(
             samples,
             metrics,
-            concurrency=None if _offered_rps(config) else trial.concurrency,
+            concurrency=None if trial.arm.offered_rps else trial.concurrency,
             duration_s=duration_s,
             client=facts,
             server=server,
@@ -316,9 +316,9 @@ class Run:
             "arm": trial.arm.name,
             "repeat": trial.repeat,
             "level": trial.level,
-            "load_mode": _load_mode(config),
-            "concurrency": trial.concurrency,
-            "offered_rps": _offered_rps(config),
+            "load_mode": _load_mode(trial),
+            "concurrency": None if trial.arm.offered_rps else trial.concurrency,
+            "offered_rps": trial.arm.offered_rps,
             "service_key": trial.arm.key,
             "started_at": started_at,
             "finished_at": _now(),
@@ -431,16 +431,6 @@ def _client(config: Config, token: Secret | None) -> LocustClient | VllmBenchCli
     return LocustClient(client.locustfile, client.options, config.cluster.client_processes, env)
 
 
-def _offered_rps(config: Config) -> float | None:
-    """The rate at which requests are sent, where they do not wait for replies alone."""
-    client = config.workload.client
-    return client.options["request_rate_rps"] if client.kind is ClientKind.vllm_bench else None
-
-
-def _load_mode(config: Config) -> str:
-    return "open" if _offered_rps(config) else config.sweep.load.value
-
-
 def _check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """Without its engine a server only answers with errors: there is nothing to measure. Raises TrialError."""
     if before["actors"] is None or after["actors"] is None:
@@ -500,6 +490,10 @@ def _compare_record(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _load_mode(trial: Trial) -> str:
+    return "open" if trial.arm.offered_rps else trial.arm.config.sweep.load.value
+
+
 def _planned_row(trial: Trial, run_id: str) -> dict[str, Any]:
     config: Config = trial.arm.config
     return {
@@ -512,9 +506,9 @@ def _planned_row(trial: Trial, run_id: str) -> dict[str, Any]:
         "profile": config.profile.name,
         "cluster": config.cluster.name,
         "service_key": trial.arm.key,
-        "load_mode": _load_mode(config),
-        "concurrency": trial.concurrency,
-        "offered_rps": _offered_rps(config),
+        "load_mode": _load_mode(trial),
+        "concurrency": None if trial.arm.offered_rps else trial.concurrency,
+        "offered_rps": trial.arm.offered_rps,
         "duration_s": config.sweep.duration_s,
         "num_replicas": config.workload.num_replicas,
         "valid": None,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator import paths, provenance
-from orchestrator.config import ClusterConfig, ClusterKind, Config, Redeploy, render_application
+from orchestrator.config import ClientKind, ClusterConfig, ClusterKind, Config, Redeploy, render_application
 from orchestrator.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -52,6 +52,13 @@ class Arm:
     key: str  # identity of its service; equal keys share a service, but for the copies of an A/A comparison
     copy: int = 0
     hydra_dir: Path | None = None
+
+    @property
+    def offered_rps(self) -> float | None:
+        """The rate at which requests are sent, where they do not wait for replies alone."""
+        client = self.config.workload.client
+        rate_rps: float | None = client.options.get("request_rate_rps")
+        return rate_rps if client.kind is ClientKind.vllm_bench else None
 
     @property
     def treatment(self) -> tuple[str, ...]:
@@ -97,6 +104,8 @@ class Trial:
 
     @property
     def level(self) -> str:
+        if self.arm.offered_rps:
+            return paths.level_name(offered_rps=self.arm.offered_rps)
         return paths.level_name(concurrency=self.concurrency)
 
     @property
@@ -170,6 +179,13 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
     for field in ("outputs", "seed", "dry_run", "resume"):
         _same_for_all(arms, field, [getattr(arm.config, field) for arm in arms])
     _check_treatment(arms)
+    rates = [arm.offered_rps for arm in arms]
+    if any(rates) and (len(arms) > 1 or len(arms[0].levels) > 1):
+        raise ConfigError(
+            "workload.client.options.request_rate_rps fixes the throughput, on which arms are judged: give it to one "
+            f"arm and one sweep.concurrency (the most in flight), or null; found {len(arms)} arms with "
+            f"{len(arms[0].levels)} levels"
+        )
     blocks = _blocks(arms, arms[0].config.sweep.repeats, cluster.redeploy, random.Random(seed))
     waves = [_wave(services) for services in _chunks(blocks, cluster.max_live_services, cluster.redeploy)]
     plan = Plan(tuple(arms), tuple(waves), seed)
@@ -336,6 +352,7 @@ def service_key(config: Config) -> str:
         application = render_application(config)
         module = application["import_path"].split(":")[0]
         what = {"ray": _versions().get("ray"), "application": application, "source": _source_digest(module)}
+        what |= {"vllm": _versions().get("vllm")} if config.model else {}
     return _digest(
         {
             "cluster": [cluster.kind.value, cluster.num_cpus, cluster.num_gpus, cluster.http_port, *_place(cluster)],

@@ -8,6 +8,7 @@ overwrites their environment) an open file below that directory.
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -136,15 +137,25 @@ def end_members(directory: Path, timeout_s: float = 20.0) -> list[str]:
             except psutil.NoSuchProcess:
                 continue
         psutil.wait_procs(alive, timeout=1.0)
-        for path in shared:  # which outlives those who made it, unless they end in good order
-            path.unlink(missing_ok=True)
+        if shared:  # outlives those who made it, unless they end in good order
+            elsewhere = {path for process in psutil.process_iter() for path in _shared_memory(process)}
+            for path in shared - elsewhere:
+                path.unlink(missing_ok=True)
+
+
+def process_id(process: psutil.Process) -> str:
+    """The same for one process only: start in clock ticks since boot, for the time of day may be set.
+
+    Raises OSError when it has ended.
+    """
+    started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{process.pid}-{started}"
 
 
 def _shared_memory(process: psutil.Process) -> set[Path]:
-    """Files of shared memory that the process has mapped."""
+    """Shared memory that Python made and the process has mapped; files that somebody named are theirs."""
     try:
         maps = Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
     except OSError:
         return set()
-    names = {line.partition("/dev/shm/")[2] for line in maps.splitlines() if "/dev/shm/" in line}
-    return {Path("/dev/shm") / name for name in names if not name.endswith("(deleted)")}
+    return {Path("/dev/shm") / name for name in re.findall(r"/dev/shm/(psm_\w+)$", maps, re.MULTILINE)}

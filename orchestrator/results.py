@@ -148,7 +148,9 @@ TRIAL_KEYS = {
 }
 CLIENT_KEYS = {
     "window_s": "how long load was really offered within the window, s",
+    "offered_rps": "requests/s that the client was told to send; null in closed loop",
     "all_clients_started_at_s": "when the last client sent its first request, s from the window's start",
+    "sent_rps": "requests sent per second of the window, where they are sent at a rate; else null",
     "in_flight_mean": "time-average number of requests in flight by the client's own record; null = by the samples",
     "num_processes": "number of client processes",
     "cpu_ratio": "CPU of the busiest client process over the window / one core, 0 to 1",
@@ -227,6 +229,7 @@ INVALID_REASONS = {
         "or nothing in flight in the last tenth of the window"
     ),
     "ramp_in_window": "the last client started inside the window",
+    "offered_rate": "open loop: requests were sent at less than min_offered_ratio of offered_rps",
     "drift": "throughput trend over the window beyond max_drift_ratio, and its 95 % interval excludes 0",
     "in_flight": "closed loop: time-average number in flight below min_in_flight_ratio of concurrency",
     "replica_restart": "a replica was replaced during the trial",
@@ -472,13 +475,13 @@ def whole_run(samples: pa.Table, duration_s: float) -> dict[str, float | int | N
     return figures
 
 
-def tokens_are_bunched(metrics: Mapping[str, float | int | None]) -> bool:
-    """Whether at least half of the streamed replies brought their tokens all at once: no stream, in fact.
+_BUNCHED_TPOT_MS = 0.05  # nothing generates a token in this time
 
-    A model that generates needs more than a thousandth of its time to the first token for each of the next ones.
-    """
-    ttft_ms, tpot_ms = metrics["ttft_p50_ms"], metrics["tpot_p50_ms"]
-    return ttft_ms is not None and tpot_ms is not None and tpot_ms < ttft_ms / 1000
+
+def tokens_are_bunched(metrics: Mapping[str, float | int | None]) -> bool:
+    """Whether at least half of the streamed replies brought their tokens all at once: no stream, in fact."""
+    tpot_ms = metrics["tpot_p50_ms"]
+    return tpot_ms is not None and tpot_ms < _BUNCHED_TPOT_MS
 
 
 def in_flight_mean(samples: pa.Table, end_s: float, start_s: float = 0.0) -> float:
@@ -685,6 +688,13 @@ def _check_client(
             "task_error",
             f"The locustfile's task raised {num_task_errors} times, none is allowed: what it found wrong is in "
             "client.log. Mark a bad reply with response.failure() instead.",
+        )
+    sent_rps, offered_rps, limit = client.get("sent_rps"), client.get("offered_rps"), thresholds["min_offered_ratio"]
+    if sent_rps is not None and offered_rps is not None and sent_rps < limit * offered_rps:
+        validity.invalidate(
+            "offered_rate",
+            f"Requests were sent at {sent_rps:.4g}/s, less than {limit:.0%} of the {offered_rps:g}/s offered: all "
+            "clients waited for replies. Offer less, or raise the concurrency.",
         )
     cpu_ratio, limit = client.get("cpu_ratio"), thresholds["max_client_cpu_ratio"]
     if cpu_ratio is None:

@@ -60,6 +60,10 @@ def test_name_is_file_name(path: Path) -> None:
 @pytest.mark.parametrize(("workload", "profile"), [*itertools.product(options("workload"), options("profile"))])
 def test_every_combination_composes(compose: Compose, workload: str, profile: str) -> None:
     cluster = "local_h100" if workload in ("llm", "vllm") else "local"
+    if profile == "direct_streaming" and workload not in ("llm", "vllm"):
+        with pytest.raises(ConfigError, match=r"ingress_deployment_config away.*does not have"):
+            compose(f"workload={workload}", f"profile={profile}")
+        return
     for sweep in (workload, "quick"):
         config = compose(f"workload={workload}", f"profile={profile}", f"sweep={sweep}", f"cluster={cluster}")
         assert (config.workload.name, config.profile.name, config.sweep.name) == (workload, profile, sweep)
@@ -118,6 +122,17 @@ def test_vllm_alone_has_the_same_engine(compose: Compose) -> None:
         (["workload=llm", "model=tiny", "model.num_input_tokens=512"], "512 + 16 tokens does not fit"),
         (["workload=llm", "model=tiny", "workload.client.options.num_prompts=0"], "whole number above 0 or null"),
         (["workload=llm", "model=tiny", "workload.client.options.timeout_s=soon"], "timeout_s must be a number"),
+        (["workload=llm", "model=tiny", "workload.client.options.request_rate_rps=inf"], "request_rate_rps must be a"),
+        (["workload=llm", "model=tiny", "workload.client.options.num_prompts=300"], "leave no time"),
+        (["workload=llm", "model=tiny", "model.engine=3"], "do not have the shape"),
+        (["workload=llm", "model=tiny", "model.engine.tensor_parallel_size=foo"], "do not have the shape"),
+        (["workload=llm", "model=tiny", "workload.application.args.llm_configs=[3]"], "do not have the shape"),
+        (["workload=vllm", "model=tiny", "workload.num_replicas=0"], "must be at least 1"),
+        (["workload=vllm", "model=tiny", "workload.server.num_gpus=null"], "do not have the shape"),
+        (["workload=vllm", "cluster=local_h100", "model.engine.tensor_parallel_size=16"], "server 1 x (1 CPU, 16 GPU)"),
+        (["workload=vllm", "model=tiny", "+model.engine.port=3"], "model.engine.port is set by the orchestrator"),
+        (["workload=vllm", "model=tiny", "workload.num_replicas=4", "workload.client.kind=locust"], "as many Locust"),
+        (["+workload.client.kind=vllm_bench"], "options lacks model, tokenizer"),
     ],
 )
 def test_llm_that_cannot_work_is_refused(compose: Compose, overrides: list[str], says: str) -> None:
@@ -143,7 +158,7 @@ def test_missing_vllm_is_said_with_the_command_that_installs_it(
 def test_profiles_set_what_the_study_set(compose: Compose) -> None:
     assert options("profile") == sorted(PROFILES)
     for name, env in PROFILES.items():
-        assert compose(f"profile={name}").profile.env == env
+        assert compose(f"profile={name}", "workload=llm", "model=tiny").profile.env == env
 
 
 @pytest.mark.parametrize("workload", GRIDS)

@@ -47,6 +47,7 @@ THRESHOLDS = {
     "max_error_ratio": 0.01,
     "max_window_shortfall_ratio": 0.01,
     "max_drift_ratio": 0.2,
+    "min_offered_ratio": 0.95,
     "min_in_flight_ratio": 0.95,
     "max_client_cpu_ratio": 0.9,
     "max_client_lag_ratio": 0.05,

@@ -48,6 +48,7 @@ class LocustClient:
                 f"{len(urls)} addresses need as many client processes and clients, found {num_processes} "
                 f"(cluster.client_processes={self.num_processes}, concurrency {level.concurrency})"
             )
+        num_processes -= num_processes % len(urls)  # each address the same load
         shards = [directory / f"samples.{index}.part" for index in range(num_processes)]
         with Processes(WORKER, num_processes, self.env, directory / "client.log") as processes:
             for index, shard in enumerate(shards):
@@ -87,6 +88,8 @@ class LocustClient:
             "lag_p50_ms": max_or_none(fact["lag_p50_ms"] for fact in facts),
             "lag_p99_ms": max_or_none(fact["lag_p99_ms"] for fact in facts),
             "all_clients_started_at_s": max(fact["last_client_started_at_s"] for fact in facts),
+            "offered_rps": None,
+            "sent_rps": None,
             "in_flight_mean": None,
             "latency_resolution_ms": 0.0,  # raw clock readings, no histogram
             "window_s": min(fact["window_s"] for fact in facts),

@@ -136,6 +136,8 @@ class VllmBenchClient:
         summed = {
             "window_s": duration_s,
             "all_clients_started_at_s": 0.0 if closed_loop else None,
+            "offered_rps": options["request_rate_rps"],
+            "sent_rps": None if closed_loop else (sum(map(len, sent)) - 1) / duration_s,
             "in_flight_mean": in_flight_mean(benches, window_start_s, window_end_s),
             "num_processes": num_processes,
             "cpu_ratio": max(cpu_ratios),
@@ -182,11 +184,13 @@ def in_flight_mean(benches: Sequence[Mapping[str, Any]], start_s: float, end_s: 
 def sample_rows(bench: Mapping[str, Any], index: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The client's own record of one process as rows of samples, `sent_at_s` still on the machine's clock."""
     asked, rows = options["num_output_tokens"], []
+    ended_s = {sent_s: end_s for sent_s, end_s in bench["occupied"]}
     columns = ("start_times", "ttfts", "itls", "input_lens", "output_lens", "errors")
     for sent_s, ttft_s, gaps_s, num_input, num_output, error in zip(*(bench[name] for name in columns), strict=True):
         row = {"sent_at_s": sent_s, "client_process": index, "ttft_ms": ttft_s * 1000 if ttft_s else None}
         if error or not ttft_s:  # an error may be empty; a reply without a token is none
-            row |= {"ok": False, "error": error_code(error), "num_input_tokens": num_input}
+            took_ms = (ended_s[sent_s] - sent_s) * 1000 if sent_s in ended_s else None
+            row |= {"ok": False, "error": error_code(error), "num_input_tokens": num_input, "latency_ms": took_ms}
         else:
             rest_ms = math.fsum(gaps_s) * 1000
             row |= {

@@ -31,7 +31,7 @@ from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeDeploySch
 
 from orchestrator import provenance
 from orchestrator.clusters.engine import declared_differences, engine_settings
-from orchestrator.process import end_members, listener
+from orchestrator.process import end_members, listener, process_id
 
 # Read back from the actors, less what must not be written down.
 _REPORTED_PREFIXES = ("RAY_", "VLLM_")
@@ -172,7 +172,7 @@ def _engines(replica: Mapping[str, Any], spec: Mapping[str, Any]) -> list[dict[s
         engines = [each for each in children if each.name().startswith("VLLM::Eng")]  # Linux keeps 15 characters
         return [
             {
-                "id": f"{each.pid}-{each.create_time()}",
+                "id": process_id(each),
                 "name": f"{replica['name']}-engine",
                 "kind": "VllmEngine",
                 "pid": each.pid,
@@ -180,7 +180,7 @@ def _engines(replica: Mapping[str, Any], spec: Mapping[str, Any]) -> list[dict[s
             }
             for each in engines
         ]
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, OSError):
         return []
 
 

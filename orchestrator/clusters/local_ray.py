@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from orchestrator import provenance
-from orchestrator.config import ClientKind, Config, render_application
+from orchestrator.config import ClientKind, Config, gpus_of_server, render_application
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import MARKER, clean_environment, end_members, listener, uninterrupted
 
@@ -133,10 +133,11 @@ class LocalRay:
             yield LocalService(urls, driver, isolation_env, (config.cluster.startup_timeout_s, on_status))
         finally:
             with uninterrupted():
-                if claim is not None:
-                    _copy_logs(claim.directory, log_dir)
                 if driver is not None:
                     driver.stop()
+                if claim is not None:
+                    with suppress(OSError):  # a full disk, say: the rest still has to be done
+                        _copy_logs(claim.directory, log_dir)
                 survivors = claim.release() if claim is not None else []
             if survivors:
                 raise ServiceError(f"processes of the service would not end: {', '.join(survivors)}; log: {log_dir}")
@@ -324,7 +325,7 @@ def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path)
     server = config.workload.server
     if server is not None:
         named = {"model": server["model"], "source": server["source"], "engine": server["engine"]}
-        return "orchestrator.clusters.vllm_driver", spec | named | {"ports": ports, "gpus": server["num_gpus"]}
+        return "orchestrator.clusters.vllm_driver", spec | named | {"ports": ports, "gpus": gpus_of_server(server)}
     return "orchestrator.clusters.local_driver", spec | {
         "num_cpus": config.cluster.num_cpus,
         "num_gpus": config.cluster.num_gpus,
@@ -332,8 +333,14 @@ def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path)
         "serve_config": render_service(config, ports[0]),
         "http_port": ports[0],
         "ready_url": f"http://127.0.0.1:{ports[0]}{config.workload.ready_path}",
-        "engine": config.model.get("engine"),
+        "engine": _engine(config),
     }
+
+
+def _engine(config: Config) -> dict[str, Any] | None:
+    """The engine arguments of the application as it is deployed; None for one without a model."""
+    llm_configs = (render_application(config).get("args") or {}).get("llm_configs")
+    return llm_configs[0]["engine_kwargs"] if llm_configs else None
 
 
 def render_service(config: Config, http_port: int | None) -> dict[str, Any]:
@@ -352,8 +359,8 @@ def service_yaml(config: Config, http_port: int | None) -> str:
     env = {**config.cluster.env, **config.workload.env, **config.profile.env}
     setting = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(env.items()))
     command = "serve run service.yaml"
-    if (server := config.workload.server) is not None:
-        command = f"vllm serve {server['source']} --served-model-name {server['model']} <the engine's arguments>"
+    if config.workload.server is not None:
+        command = "python -m vllm.entrypoints.openai.api_server, as the first line of server-<i>.log has it"
     head = f"# By hand, from the repository's root:\n#   {setting}{command}\n"
     return head + yaml.safe_dump(render_service(config, http_port), sort_keys=False)
 

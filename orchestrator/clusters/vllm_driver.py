@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ import psutil
 
 from orchestrator import provenance
 from orchestrator.clusters.engine import declared_differences, engine_settings
-from orchestrator.process import die_with_parent, end_members, listener
+from orchestrator.process import die_with_parent, end_members, listener, process_id
 from workloads.llm import tiny
 
 # As in local_driver: read back from the servers, less what must not be written down.
@@ -139,6 +140,8 @@ def _start(spec: Mapping[str, Any], servers: list[_Server]) -> None:
         command += ["--disable-uvicorn-access-log"]
         log = Path(spec["log_dir"]) / f"server-{index}.log"
         with log.open("wb") as output:
+            output.write(f"{shlex.join([*command, *flags(spec['engine'])])}\n".encode())
+            output.flush()
             process = subprocess.Popen(
                 [*command, *flags(spec["engine"])],
                 env=os.environ | ours | place | spec["cluster_env"] | spec["declared_env"],
@@ -258,9 +261,7 @@ def _actors(server: _Server) -> list[dict[str, Any]]:
 
 
 def _actor(name: str, kind: str, process: psutil.Process) -> dict[str, Any]:
-    # Start in clock ticks since boot: another process may get the pid, and the time of day may be set.
-    started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return {"id": f"{process.pid}-{started}", "name": name, "kind": kind, "pid": process.pid}
+    return {"id": process_id(process), "name": name, "kind": kind, "pid": process.pid}
 
 
 def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> dict[str, Any]:

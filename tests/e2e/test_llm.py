@@ -95,14 +95,9 @@ def test_all_arms_run_the_declared_engine(overhead: tuple[Path, str, int]) -> No
     assert flags["RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"]
 
 
-def engines() -> list[psutil.Process]:
-    """Engine processes of our services. Their title overwrites their environment, so they are found by parent."""
-    return [
-        child
-        for process in ours()
-        for child in process.children(recursive=True)
-        if child.name().startswith("VLLM::Eng")
-    ]
+def engines() -> set[psutil.Process]:
+    """Engine processes of our services."""
+    return {process for process in ours() if process.name().startswith("VLLM::Eng")}
 
 
 def kill_engine_under_load(outputs: Path, *overrides: str) -> tuple[Path, str, int]:
@@ -140,15 +135,16 @@ def test_locust_agrees(tmp_path: Path) -> None:
     process = start(
         tmp_path,
         *("workload=vllm", *TINY, *CALM, "validity.max_window_shortfall_ratio=0.9"),
-        *("workload.client.options.num_prompts=1000", "sweep.warmup_s=2", "sweep.duration_s=8"),
+        *("workload.client.options.num_prompts=1000", "sweep.warmup_s=15", "sweep.duration_s=10"),
         *("workload.client.kind=vllm_bench,locust", "-m"),
     )
     output = finish(process)
     assert process.returncode in (0, 3), output
     run = only_run(tmp_path)
     rows = {row["arm"]: row for row in pq.read_table(run / "summary.parquet").to_pylist()}
-    ours_, theirs = rows["kind=locust"], rows["kind=vllm_bench"]
+    locusts, vllms = rows["kind=locust"], rows["kind=vllm_bench"]
     assert len(list((run / "services").iterdir())) == 1
-    # As wide as a shared machine moves from one quarter of a minute to the next.
+    # As wide as a shared machine moves from one quarter of a minute to the next; a TTFT that is in fact the latency, or
+    # the time to the headers, would be further off.
     for key in ("throughput_rps", "output_throughput_tok_per_s", "ttft_p50_ms"):
-        assert ours_[key] == pytest.approx(theirs[key], rel=0.4), key
+        assert 1 / 2.5 < locusts[key] / vllms[key] < 2.5, key

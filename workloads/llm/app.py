@@ -12,7 +12,7 @@ from workloads.llm import tiny
 
 
 def build(args: dict[str, Any]) -> Application:
-    """`args` are those of `build_openai_app`: `llm_configs` and, unless streaming is direct, `ingress_deployment_config`."""
+    """`args` are those of `build_openai_app`: `llm_configs` and, unless null, `ingress_deployment_config`."""
     from ray.serve.llm import build_openai_app  # brings vLLM along, which takes seconds
 
     llm_configs = []
