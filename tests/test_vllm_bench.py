@@ -108,6 +108,7 @@ def bench(**changed: Any) -> dict[str, Any]:
         "input_lens": [31, 32, 33, 34, 35],
         "output_lens": [8, 3, 1, 0, 0],
         "errors": ["", "", "", "Internal Server Error", cut],
+        "occupied": [[100.0, 101.25], [101.0, 101.7], [102.0, 102.2], [103.0, 104.0], [104.0, 106.5]],
         **changed,
     }
 
@@ -116,7 +117,9 @@ def test_samples_by_hand() -> None:
     rows = sample_rows(bench(), 3, OPTIONS)
     table = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA).to_pandas()
     assert table.sent_at_s.tolist() == [100, 101, 102, 103, 104]
-    assert table.latency_ms.tolist() == pytest.approx([1200, 650, 125, math.nan, math.nan], nan_ok=True)
+    assert table.latency_ms.tolist() == pytest.approx(
+        [1200, 650, 125, 1000, 2500]
+    )  # of failures: until the end was seen
     assert table.ttft_ms.tolist() == pytest.approx([500, 250, 125, math.nan, 750], nan_ok=True)
     assert table.tpot_ms.tolist() == pytest.approx([100, 200] + [math.nan] * 3, nan_ok=True)
     assert table.ok.tolist() == [True, False, False, False, False]
