@@ -160,7 +160,7 @@ def _terminal_table(comparison: Comparison, narrow: bool, gap: int) -> Table:
     tokens = [
         cell
         for cell in family_of(comparison, "descriptive")
-        if primary and (cell.metric, cell.level) == ("output_throughput_tok_per_s", primary.level)
+        if primary and cell.metric in OF_STREAMS and cell.level == primary.level
     ]
     for cell in [*family_of(comparison, "primary", "secondary"), *tokens]:
         metric, level = metric_text(cell.metric).replace("(", "").replace(")", ""), level_text(cell.level, short=True)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
@@ -21,9 +22,11 @@ from orchestrator.plan import Arm, Plan, Service, Trial, machines, primary_cells
 
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
 _STREAM_COLUMNS = {
-    "output_throughput_tok_per_s": "tok/s out",
-    "ttft_p50_ms": "TTFT p50 ms",
-    "tpot_p50_ms": "TPOT p50 ms",
+    "throughput_rps": "req/s",
+    "output_throughput_tok_per_s": "tok/s",
+    "ttft_p50_ms": "TTFT ms",
+    "tpot_p50_ms": "TPOT ms",
+    "latency_p99_ms": "p99 ms",
 }
 
 
@@ -159,11 +162,14 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     for arm in plan.arms:
         groups.setdefault(arm.other_axes, []).append(arm)
     for axes, arms in groups.items():
-        title = ", ".join(f"{axis}={value}" for axis, value in axes) or arms[0].config.workload.name
-        table = Table(title=escape(title), title_justify="left", title_style="bold")
+        workloads = ", ".join(dict.fromkeys(arm.config.workload.name for arm in arms))
+        title = ", ".join(f"{axis}={value}" for axis, value in axes) or workloads
+        table = Table(
+            title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         names = {arm.name for arm in arms}
         streamed = any(row["arm"] in names and row.get("ttft_p50_ms") is not None for row in rows)
-        columns = _COLUMNS | (_STREAM_COLUMNS if streamed else {})
+        columns = _STREAM_COLUMNS if streamed else _COLUMNS
         for column in ("level", "arm", *columns.values(), "valid"):
             table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
         for level in sorted({level for arm in arms for level in arm.levels}):
@@ -172,7 +178,7 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
                     table.add_row(*_result_cells(arm.name, level, rows, columns))
             table.add_section()
         console.print(table)
-    console.print("- : no VALID point, or too few samples to say (a p99 needs 1,000)")
+    console.print("- : no VALID point, or too few samples to say (a p99 needs 1,000). TTFT, TPOT: medians.")
 
 
 def _result_cells(arm: str, level: int, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:

@@ -10,6 +10,7 @@ one a reply on standard output. It alone imports `anyscale`.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import queue
@@ -126,6 +127,8 @@ class Anyscale:
     def check_imports(self, config: Config) -> None:
         """Import the client's file, log in and find the cloud. Raises ConfigError."""
         check_client_imports(config)
+        if importlib.util.find_spec("anyscale") is None:
+            raise ConfigError("the Anyscale SDK is not installed here: pip install '.[anyscale]'")
         cluster = config.cluster
         sdk = _Sdk(config, Path(os.devnull))
         try:

@@ -1,0 +1,76 @@
+"""An address that answers already: what is refused, what is told, and a server that is not Ray under real load."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.clusters.endpoint import Endpoint, EndpointService, round_trip_ms
+from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.secrets import Secret
+from tests.conftest import ROOT, Compose
+from tests.servers import serving
+
+CANARY = "canary-endpoint-5d1e"
+AT = "cluster=endpoint"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], "must be an address"),
+        (["cluster.url=ftp://x"], "must be an address"),
+        (["cluster.url=http://me:secret@x"], "holds a password"),
+        (["cluster.url=http://x", "profile=optimized"], "flags of profile=optimized cannot"),
+        (["cluster.url=http://x", "cluster.token_env=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE: the environment variable"),
+        (["cluster.url=http://x", "workload.client.locustfile=nowhere.py"], "no such file or module"),
+    ],
+)
+def test_refused(compose: Compose, overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Endpoint().check(compose(AT, *overrides))
+
+
+def test_nobody_answers(compose: Compose) -> None:
+    config = compose(AT, "cluster.url=http://127.0.0.1:1", "cluster.startup_timeout_s=0.1")
+    with pytest.raises(ServiceError, match=r"does not answer 200 within 0.1 s"):
+        EndpointService(config).wait_ready()
+
+
+def test_distance() -> None:
+    with serving("delay", delay_ms=20) as server:
+        found = round_trip_ms(server.url, Secret("x"))
+    assert found is not None
+    assert found >= 19
+    assert round_trip_ms("http://127.0.0.1:1", None) is None
+
+
+@pytest.mark.e2e
+def test_a_server_that_is_not_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locustfile = tmp_path / "get.py"
+    locustfile.write_text(
+        "from locust import FastHttpUser, task\n\n\nclass User(FastHttpUser):\n    @task\n    def get(self) -> None:\n"
+        "        self.client.get('/')\n"
+    )
+    monkeypatch.setenv("MY_TOKEN", CANARY)
+    with serving("static") as server:
+        command = [sys.executable, "-m", "orchestrator", AT, f"cluster.url={server.url}", "cluster.token_env=MY_TOKEN"]
+        command += [f"workload.client.locustfile={locustfile}", "workload.ready_path=/", f"outputs={tmp_path}/outputs"]
+        command += ["sweep=quick", "sweep.concurrency=[2]", "sweep.repeats=1", "sweep.warmup_s=1", "sweep.duration_s=2"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    assert "is not known" in " ".join(done.stdout.split())
+    (run,) = (tmp_path / "outputs").iterdir()
+    (row,) = pq.read_table(run / "summary.parquet").to_pylist()
+    assert row["num_successful"] > 0
+    assert row["num_failed"] == 0
+    assert {"unchecked:replica_restart", "unchecked:actor_failed"} <= set(row["notes"].split(";"))
+    trial = json.loads(next(run.glob("*/trials/*/trial.json")).read_text())
+    assert trial["server"] is None
+    assert trial["round_trip_ms"] > 0
+    for path in run.rglob("*"):
+        assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+    assert CANARY not in done.stdout + done.stderr
