@@ -254,6 +254,7 @@ def _comparison(
 ) -> Comparison:
     cells.sort(key=lambda cell: (PRIMARY, SECONDARY, DESCRIPTIVE).index(cell.family))
     found, warnings, _ = checked
+    warnings = [*warnings, *_bunched(pair)]
     primary = next((cell for cell in cells if cell.family == PRIMARY), None)
     if primary and primary.ratio is not None and primary.num_blocks < primary.num_planned:
         missing = f"{primary.num_planned - primary.num_blocks} of {primary.num_planned}"
@@ -500,6 +501,20 @@ def _valid_values(frame: pd.DataFrame, metric: str) -> dict[tuple[str, int], flo
     """Block (run and repeat) -> value of its VALID point."""
     rows = frame[(frame.state == "complete") & (frame.valid == True) & frame[metric].notna()]  # noqa: E712 (None too)
     return {(row["run_dir"], row["repeat"]): float(row[metric]) for row in load.records(rows)}
+
+
+def _bunched(pair: Pair) -> list[str]:
+    """Where replies came in one piece, TPOT says nothing and TTFT is the latency."""
+    told = []
+    for name, sides in zip(pair.names, (pair.baselines, pair.candidates), strict=True):
+        frames = [run.points[(run.points.arm == arm) & (run.points.level == pair.level)] for run, arm in sides]
+        notes = [str(each) for frame in frames for each in frame.notes]
+        if count := sum("bunched_tokens" in each for each in notes):
+            told.append(
+                f"{name}: in {count} of {len(notes)} trials at {level_text(pair.level)} over a tenth of the replies "
+                "came in one piece, so TPOT says little there"
+            )
+    return told
 
 
 def _blocked(

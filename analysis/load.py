@@ -290,11 +290,12 @@ def _requests(row: Mapping[str, Any], record: Mapping[str, Any], samples: pa.Tab
     time_s = np.arange(int(first), int(np.ceil(duration_s)))
     width_s = np.minimum(time_s + 1, duration_s) - time_s  # the last bin may be shorter
     counts = np.bincount(seconds, minlength=len(time_s))[: len(time_s)]
+    shown = width_s >= 0.5  # of a sliver, a handful of replies would look like a spike
     return Requests(
         row=row,
         num_successful=len(latencies_ms),
         histograms=stats.slice_histograms(latencies_ms, completed[inside], duration_s) if len(latencies_ms) else None,
-        over_time=pd.DataFrame({"time_s": time_s.astype(float), "throughput_rps": counts / width_s}),
+        over_time=pd.DataFrame({"time_s": time_s[shown].astype(float), "throughput_rps": (counts / width_s)[shown]}),
         warmup_s=record["warmup_s"],
         ramp_up_s=record["ramp_up_s"],
     )

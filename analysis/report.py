@@ -30,7 +30,7 @@ NOTES = published.NOTES | {
     "colocated_client": "The load client shared the machine with the service: they compete for cores. Ratios between "
     "arms hold better than absolute figures.",
     "far_client": "At least half of the median latency is the way from the client to the service and back.",
-    "bunched_tokens": "At least half of the replies brought all of their tokens at once (median TPOT below "
+    "bunched_tokens": "More than a tenth of the replies brought all of their tokens at once (TPOT below "
     "0.05 ms): somebody on the way collects the stream, so TTFT is nearly the latency and TPOT says nothing.",
     "coordinated_omission": "Closed loop: each client waits for its reply before it sends again. While the service "
     "stalls nobody sends, so tail latencies are lower than arrivals independent of replies would see.",

@@ -82,7 +82,10 @@ def _compose(arguments: list[str]) -> list["Job"]:
         raise ConfigError(str(error)) from None
     except SystemExit as stop:
         if stop.code:
-            raise ConfigError("the config does not compose, see above; nothing was deployed") from None
+            hint = ""
+            if any(argument.startswith(("model=", "+model=")) for argument in arguments):
+                hint = " (model= goes with one workload=llm or =vllm, or with an +experiment of theirs)"
+            raise ConfigError(f"the config does not compose, see above; nothing was deployed{hint}") from None
     return [Job(parse(composed), overrides, profile, folder) for composed, overrides, profile, folder in found]
 
 

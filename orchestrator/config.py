@@ -262,6 +262,16 @@ def _check_env(where: str, env: Mapping[str, Any]) -> None:
             )
 
 
+def _check_headers(config: Config) -> None:
+    """A token in a config would be written into the run directory."""
+    for name in config.workload.client.options.get("headers") or {}:
+        if re.search("auth|token|key|secret|cookie", name, re.IGNORECASE):
+            raise ConfigError(
+                f"workload.client.options.headers.{name}: a config is written down, so no secret belongs there; "
+                "cluster=endpoint takes a bearer token from an environment variable (cluster.token_env)"
+            )
+
+
 def _check_ranges(config: Config) -> None:
     sweep, cluster = config.sweep, config.cluster
     positive = {
@@ -297,6 +307,7 @@ def _check_ranges(config: Config) -> None:
         value = getattr(config.slo, each.name)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"slo.{each.name} must be above 0 or null, found {value}")
+    _check_headers(config)
     _check_replicas(config)
     _check_client(config)
 
@@ -410,6 +421,8 @@ def _check_client(config: Config) -> None:
             f"workload.client.options lacks {', '.join(lacking)}: workload {config.workload.name} cannot be driven by "
             f"workload.client.kind={client.kind.value}"
         )
+    if client.kind is ClientKind.vllm_bench and options.get("headers"):
+        raise ConfigError("workload.client.options.headers are Locust's: vLLM's client sends none")
     for name in ("num_input_tokens", "num_output_tokens", "num_prompts", "request_rate_rps", "timeout_s"):
         value, may_be_null = options.get(name), name in ("num_prompts", "request_rate_rps")
         whole = name.startswith("num_")

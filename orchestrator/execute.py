@@ -339,7 +339,7 @@ class Run:
             "notes": [
                 *(["colocated_client"] if colocated else []),
                 *(["far_client"] if _is_far(distance_ms, metrics) else []),
-                *(["bunched_tokens"] if results.tokens_are_bunched(metrics) else []),
+                *(["bunched_tokens"] if results.tokens_are_bunched(samples, duration_s) else []),
             ],
         }
 

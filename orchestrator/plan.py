@@ -28,7 +28,8 @@ PROFILE_BASELINE = "baseline"
 _GROUPS = ("cluster", "workload", "profile", "sweep")
 
 # Seen on 2 slow cores, and assumed for a cloud; only the estimates of duration and cost depend on them.
-_BRING_UP_S, _CLOUD_BRING_UP_S, _TEAR_DOWN_S, _CLIENT_START_S = 20.0, 600.0, 3.0, 3.0
+_BRING_UP_S, _LLM_BRING_UP_S, _CLOUD_BRING_UP_S, _TEAR_DOWN_S, _CLIENT_START_S = 20.0, 60.0, 600.0, 3.0, 3.0
+_COUNTED_REQUESTS_S = 45.0  # of a level of vLLM's client, which has no window in seconds
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,8 @@ class Wave:
     @property
     def duration_s(self) -> float:
         """Estimate in seconds; services come up side by side."""
-        clouds = {service.config.cluster.kind is ClusterKind.anyscale for service in self.services}
-        per_trial = sum(
-            _CLIENT_START_S + sweep.ramp_up_s + sweep.warmup_s + sweep.duration_s + sweep.cooldown_s
-            for sweep in (trial.arm.config.sweep for trial in self.trials)
-        )
-        return per_trial + (_CLOUD_BRING_UP_S if True in clouds else _BRING_UP_S) + _TEAR_DOWN_S
+        bring_up_s = max(_bring_up_s(service.config) for service in self.services)
+        return sum(_trial_s(trial.arm.config) for trial in self.trials) + bring_up_s + _TEAR_DOWN_S
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +189,19 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
     planned = sum(len(arm.levels) for arm in arms) * arms[0].config.sweep.repeats
     assert len(plan.trials) == planned, (len(plan.trials), planned)
     return plan
+
+
+def _bring_up_s(config: Config) -> float:
+    if config.cluster.kind is ClusterKind.anyscale:
+        return _CLOUD_BRING_UP_S
+    return _LLM_BRING_UP_S if config.model else _BRING_UP_S
+
+
+def _trial_s(config: Config) -> float:
+    sweep = config.sweep
+    if config.workload.client.kind is ClientKind.vllm_bench:
+        return _CLIENT_START_S + _COUNTED_REQUESTS_S + sweep.cooldown_s
+    return _CLIENT_START_S + sweep.ramp_up_s + sweep.warmup_s + sweep.duration_s + sweep.cooldown_s
 
 
 def machines(config: Config) -> list[tuple[str, int]]:

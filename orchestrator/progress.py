@@ -135,6 +135,8 @@ def print_plan(plan: Plan) -> None:
         flags = " ".join(f"{name}={value}" for name, value in arm.config.profile.env.items())
         table.add_row(escape(arm.name), " ".join(map(str, arm.levels)), escape(flags) or "(none)")
     console.print(table)
+    if any(arm.config.workload.application is None for arm in plan.arms):
+        console.print("\nA workload without Ray Serve has no flags: it is measured once, whatever profiles are swept.")
     repeats = plan.arms[0].config.sweep.repeats
     console.print(
         f"\n{len(plan.arms)} arms x {repeats} repeats: {len(plan.services)} services, {len(plan.trials)} trials, "

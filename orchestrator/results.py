@@ -144,7 +144,7 @@ TRIAL_KEYS = {
     "invalid_reasons": "list of codes, see below",
     "invalid_details": "object, code to one sentence: figure, limit, what to do",
     "unchecked": "list of codes of rules that could not be checked",
-    "notes": "list of codes of caveats",
+    "notes": "list of codes of caveats: `colocated_client`, `far_client`, `bunched_tokens` (the report explains each)",
 }
 CLIENT_KEYS = {
     "window_s": "how long load was really offered within the window, s",
@@ -475,13 +475,15 @@ def whole_run(samples: pa.Table, duration_s: float) -> dict[str, float | int | N
     return figures
 
 
-_BUNCHED_TPOT_MS = 0.05  # nothing generates a token in this time
+_BUNCHED_TPOT_MS, _MAX_BUNCHED_RATIO = 0.05, 0.1  # nothing generates a token in this time
 
 
-def tokens_are_bunched(metrics: Mapping[str, float | int | None]) -> bool:
-    """Whether at least half of the streamed replies brought their tokens all at once: no stream, in fact."""
-    tpot_ms = metrics["tpot_p50_ms"]
-    return tpot_ms is not None and tpot_ms < _BUNCHED_TPOT_MS
+def tokens_are_bunched(samples: pa.Table, duration_s: float) -> bool:
+    """Whether more than a tenth of the streamed replies brought their tokens all at once: no stream, in fact."""
+    inside = _in_window(completed_at_s(samples), duration_s) & samples["ok"].to_numpy()
+    tpot_ms = _floats(samples, "tpot_ms")[inside]
+    tpot_ms = tpot_ms[~np.isnan(tpot_ms)]
+    return bool(len(tpot_ms)) and float((tpot_ms < _BUNCHED_TPOT_MS).mean()) > _MAX_BUNCHED_RATIO
 
 
 def in_flight_mean(samples: pa.Table, end_s: float, start_s: float = 0.0) -> float:
@@ -618,7 +620,7 @@ def _check_requests(
                 "drift",
                 f"Throughput changed by {trend.ratio:+.0%} over the window (95 % interval "
                 f"{trend.ci_low:+.0%} to {trend.ci_high:+.0%}), more than {limit:.0%}. "
-                "Lengthen warmup_s, or stop other work on these machines.",
+                "Lengthen warmup_s (vLLM's client: raise num_prompts), or stop other work on these machines.",
             )
     if concurrency is not None:
         found, limit = client.get("in_flight_mean"), thresholds["min_in_flight_ratio"]

@@ -42,7 +42,7 @@ def test_nobody_answers(compose: Compose) -> None:
 
 def test_distance() -> None:
     with serving("delay", delay_ms=20) as server:
-        found = round_trip_ms(server.url, Secret("x"))
+        found = round_trip_ms(server.url, Secret(CANARY))
     assert found is not None
     assert found >= 19
     assert round_trip_ms("http://127.0.0.1:1", None) is None

@@ -217,8 +217,8 @@ def test_wrong_replies(tmp_path: Path, behaviour: str, settings: dict[str, Any],
         ({"num_sent": 4, "cut": True}, "truncated_stream", 4),
         ({"num_sent": 0, "cut": True}, "truncated_stream", 0),
         ({"done": False}, "truncated_stream", 10),
-        ({"malformed_at": 3}, "malformed_event: b'{not json'", 10),
-        ({"num_chunks": 9}, "wrong_num_chunks: got 9, want 10", 9),
+        ({"malformed_at": 3}, "malformed_event: b'{not json'", 9),
+        ({"num_chunks": 9}, "short_reply: got 9, want 10", 9),
     ],
 )
 def test_broken_streams(tmp_path: Path, settings: dict[str, Any], error: str, num_tokens: int) -> None:

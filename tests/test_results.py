@@ -654,9 +654,11 @@ def test_facts_that_rules_read_are_documented_keys() -> None:
     assert json.loads(json.dumps(results.RUN_KEYS)) == results.RUN_KEYS
 
 
-@pytest.mark.parametrize(
-    ("tpot_ms", "bunched"),
-    [(0.003, True), (3.1, False), (None, False)],
-)
-def test_bunched_tokens(tpot_ms: float | None, bunched: bool) -> None:
-    assert tokens_are_bunched({"tpot_p50_ms": tpot_ms}) is bunched
+@pytest.mark.parametrize(("num_bunched", "bunched"), [(0, False), (10, False), (11, True), (100, True)])
+def test_bunched_tokens(num_bunched: int, bunched: bool) -> None:
+    tpot_ms = [0.003] * num_bunched + [3.0] * (100 - num_bunched)
+    rows = [
+        {"sent_at_s": 1.0, "latency_ms": 50.0, "ttft_ms": 40.0, "tpot_ms": each, "ok": True, "client_process": 0}
+        for each in tpot_ms
+    ]
+    assert tokens_are_bunched(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), 10.0) is bunched

@@ -39,7 +39,8 @@ _DIRECTORY_PREFIX = "so-"  # short: Ray puts UNIX sockets below it, and their pa
 _SNAPSHOT_TIMEOUT_S = 60.0
 _LOG_TAIL_BYTES = 1 << 20
 # A flag that Ray refuses, or ignores, without another.
-_NEEDS = {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "RAY_SERVE_ENABLE_HA_PROXY"}
+_DIRECT_STREAMING = "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"
+_NEEDS = {_DIRECT_STREAMING: "RAY_SERVE_ENABLE_HA_PROXY"}
 # What isolates a service from its neighbours, so no profile may declare it.
 _OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_TMPDIR", "RAY_ADDRESS"})
 
@@ -87,6 +88,12 @@ class LocalRay:
         check_flags({**config.cluster.env, **config.workload.env, **config.profile.env})
         if config.workload.application is not None:
             _check_source(config.workload.application["import_path"])
+            ingress = (render_application(config).get("args") or {}).get("ingress_deployment_config")
+            if ingress and config.profile.env.get(_DIRECT_STREAMING) == "1":
+                raise ConfigError(
+                    f"{_DIRECT_STREAMING}=1 has no ingress to configure, found {ingress}; the profile takes it away "
+                    "with app.args.ingress_deployment_config: null, as profile=direct_streaming does"
+                )
         check_client(config)
         port = config.cluster.http_port
         if port is not None and not _is_free(port):
