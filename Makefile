@@ -13,7 +13,7 @@ LLM := .venv-llm/bin
 	touch $@
 
 .venv/dev.stamp: .venv/base.stamp
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[recsys,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[recsys,anyscale,dev]'
 	touch $@
 
 # Baseline against optimized on local Ray, a quick grid. Exit code 3 of the run (complete, but a point is INVALID)
