@@ -98,12 +98,12 @@ def _execute(jobs: list["Job"], command: list[str]) -> int:
             raise ConfigError("resume=outputs/<run> stands alone: the run's own configs are used")
         run_paths = paths.RunPaths(Path(first.resume))
         the_plan = _reload(run_paths)
-        execute.preflight(the_plan, imports=True)
+        execute.preflight(the_plan, live=True)
         return _go(execute.Run(the_plan, run_paths, command), run_paths)
 
     seed = first.seed if first.seed is not None else random.SystemRandom().randrange(2**31)
     the_plan = plan.make_plan(jobs, seed)
-    execute.preflight(the_plan, imports=not first.dry_run)
+    execute.preflight(the_plan, live=not first.dry_run)
     outputs = Path(first.outputs)
     if first.dry_run:
         run_paths = _create(outputs / "dry_runs")

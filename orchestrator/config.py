@@ -21,6 +21,7 @@ from orchestrator.errors import ConfigError
 class ClusterKind(Enum):
     local = "local"
     anyscale = "anyscale"
+    existing = "existing"
     endpoint = "endpoint"
 
 
@@ -52,7 +53,9 @@ class ClusterConfig:
     startup_timeout_s: float = 300
     env: dict[str, Any] = field(default_factory=dict)
     token_env: str | None = None  # the environment variable that holds the token; never the token itself
-    # kind: endpoint
+    # kind: existing
+    dashboard_url: str | None = None
+    # kind: existing or endpoint: where load goes
     url: str | None = None
     # kind: anyscale
     host_env: str = "ANYSCALE_HOST"

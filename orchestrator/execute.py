@@ -14,14 +14,17 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from orchestrator import results
 from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
 from orchestrator.clients.processes import Level
 from orchestrator.clients.vllm_bench import VllmBenchClient
-from orchestrator.clusters.anyscale import Anyscale, ServiceName
-from orchestrator.clusters.endpoint import Endpoint, round_trip_ms
+from orchestrator.clusters.anyscale import Anyscale
+from orchestrator.clusters.endpoint import Endpoint
+from orchestrator.clusters.existing import Existing
 from orchestrator.clusters.local_ray import LocalRay, client_environment
+from orchestrator.clusters.remote import ServiceName
 from orchestrator.config import ClientKind, ClusterKind, Config
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
@@ -48,28 +51,27 @@ class Running(Protocol):
 
     def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
 
+    def round_trip_ms(self) -> float | None: ...  # of a request that does nothing; None on this machine
+
 
 CLUSTERS: dict[ClusterKind, Any] = {
     ClusterKind.local: LocalRay,
     ClusterKind.anyscale: Anyscale,
+    ClusterKind.existing: Existing,
     ClusterKind.endpoint: Endpoint,
 }
 
 
-def preflight(plan: Plan, imports: bool) -> None:
+def preflight(plan: Plan, live: bool) -> None:
     """Refuse what cannot work while it still costs nothing. Raises ConfigError.
 
-    `imports`: also import each workload, which takes seconds.
+    `live`: also import each workload, and ask the cluster, which takes seconds.
     """
     _check_cost(plan)
-    imported = set()
     for arm in plan.arms:
-        backend = CLUSTERS[arm.config.cluster.kind]()
-        backend.check(arm.config)
-        workload = arm.config.workload
-        if imports and (arm.config.cluster.name, workload.name) not in imported:
-            backend.check_imports(arm.config)
-            imported.add((arm.config.cluster.name, workload.name))
+        CLUSTERS[arm.config.cluster.kind]().check(arm.config)
+    for arm in plan.arms if live else ():
+        CLUSTERS[arm.config.cluster.kind]().check_live(arm.config)
 
 
 def _check_cost(plan: Plan) -> None:
@@ -284,10 +286,10 @@ class Run:
     def _measure(self, trial: Trial, running: Running, directory: Path) -> dict[str, Any]:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
         config, sweep = trial.arm.config, trial.arm.config.sweep
-        colocated = config.cluster.kind is ClusterKind.local
+        colocated = urlsplit(running.urls[0]).hostname in ("127.0.0.1", "localhost", "::1")
         before = _healthy_snapshot(running)
         client = _client(config, running.token)
-        distance_ms = None if colocated else round_trip_ms(running.urls[0], running.token)
+        distance_ms = running.round_trip_ms()
         level = Level(trial.concurrency, sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
         started_at = _now()
         duration_s, facts, whole_run = client.run(

@@ -374,8 +374,8 @@ def service_key(config: Config) -> str:
 
 def _place(cluster: ClusterConfig) -> list[Any]:
     """What else decides where a service runs and what runs there."""
-    remote = [cluster.url, cluster.cloud, cluster.project, cluster.image_uri, cluster.head_node, cluster.worker_nodes]
-    return [] if cluster.kind is ClusterKind.local else remote
+    names = ("dashboard_url", "url", "cloud", "project", "image_uri", "head_node", "worker_nodes")
+    return [] if cluster.kind is ClusterKind.local else [getattr(cluster, name) for name in names]
 
 
 @functools.cache

@@ -25,12 +25,11 @@ from orchestrator.clusters.anyscale import (
     PROBE_ROUTE,
     Anyscale,
     AnyscaleService,
-    ServiceName,
     _explained,
-    _stage,
     render_service,
     service_yaml,
 )
+from orchestrator.clusters.remote import ServiceName, stage
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import Interrupted, interruptible
@@ -125,7 +124,7 @@ def test_a_run_id_that_leaves_no_room_is_refused() -> None:
 
 
 def test_the_upload_is_the_workloads_alone(tmp_path: Path) -> None:
-    _stage(tmp_path)
+    stage(tmp_path)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert {"workloads/__init__.py", "workloads/unary/app.py", "workloads/probe/app.py"} <= found
     assert {path.split("/")[0] for path in found} == {"workloads"}
@@ -180,7 +179,7 @@ def reply(service: Service, path: str) -> tuple[int, Any]:
         query = parse_qs(urlsplit(path).query)
         expected = json.loads(query["environment"][0]) | json.loads(query["declared"][0])
         missing = [name for name, value in expected.items() if service.env_vars.get(name) != value]
-        empty = {"flag_effects": {}, "consequences": {}, "warnings": [], "versions": {}, "hardware": {}}
+        empty = {"engines": [], "flag_effects": {}, "consequences": {}, "warnings": [], "versions": {}, "hardware": {}}
         return 200, {"missing": missing, "actors": [], **empty}
     return 200, {"actors": [{"name": "SERVE_CONTROLLER_ACTOR"}], "unhealthy": []}
 
@@ -225,7 +224,7 @@ def states(cloud: StandIn) -> set[str]:
 @needs_sdk
 def test_life_of_a_service(cloud: StandIn, make: Make, tmp_path: Path) -> None:
     config = make("profile=optimized", cloud="standin-cloud", project="default")
-    Anyscale().check_imports(config)
+    Anyscale().check_live(config)
     texts: list[str] = []
     log_dir = tmp_path / "service"
     log_dir.mkdir()
@@ -495,7 +494,7 @@ def test_credentials_are_checked_first(
     monkeypatch.setenv("NOT_A_TOKEN", "c4n4ry")
     monkeypatch.setenv("BAD_HOST", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=said) as refused:
-        Anyscale().check_imports(make(**settings))
+        Anyscale().check_live(make(**settings))
     assert "c4n4ry" not in str(refused.value)
     assert calls(cloud) == []
 

@@ -152,7 +152,7 @@ def test_missing_vllm_is_said_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs? vLLM.*pip install '\.\[llm\]'.*make llm"):
-        LocalRay().check_imports(compose("workload=vllm", "model=tiny"))
+        LocalRay().check_live(compose("workload=vllm", "model=tiny"))
 
 
 def test_profiles_set_what_the_study_set(compose: Compose) -> None:

@@ -34,8 +34,10 @@ ALLOWED = {
     "orchestrator/clusters/local_driver.py": {"clusters", "process", "provenance"},
     "orchestrator/clusters/vllm_driver.py": {"clusters", "process", "provenance"},
     "orchestrator/clusters/engine.py": set(),
-    "orchestrator/clusters/endpoint.py": {"clusters", "config", "errors", "secrets"},
-    "orchestrator/clusters/anyscale.py": {"clusters", "config", "errors", "process", "provenance", "secrets"},
+    "orchestrator/clusters/remote.py": {"clusters", "config", "errors", "provenance", "secrets"},
+    "orchestrator/clusters/existing.py": {"clusters", "config", "errors", "process"},
+    "orchestrator/clusters/endpoint.py": {"clusters", "config", "errors"},
+    "orchestrator/clusters/anyscale.py": {"clusters", "config", "errors", "process", "secrets"},
     "orchestrator/secrets.py": set(),
 }
 

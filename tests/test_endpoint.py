@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.clusters.endpoint import Endpoint, EndpointService, round_trip_ms
+from orchestrator.clusters.endpoint import Endpoint, EndpointService
+from orchestrator.clusters.remote import Address
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.secrets import Secret
 from tests.conftest import ROOT, Compose
@@ -36,16 +37,16 @@ def test_refused(compose: Compose, overrides: list[str], says: str) -> None:
 
 def test_nobody_answers(compose: Compose) -> None:
     config = compose(AT, "cluster.url=http://127.0.0.1:1", "cluster.startup_timeout_s=0.1")
-    with pytest.raises(ServiceError, match=r"does not answer 200 within 0.1 s"):
-        EndpointService(config).wait_ready()
+    with pytest.raises(ServiceError, match=r"not ready after 0.1 s .*: http://127.0.0.1:1/.*refused"):
+        EndpointService(config, print).wait_ready()
 
 
 def test_distance() -> None:
     with serving("delay", delay_ms=20) as server:
-        found = round_trip_ms(server.url, Secret(CANARY))
+        found = Address(server.url, Secret(CANARY)).round_trip_ms()
     assert found is not None
     assert found >= 19
-    assert round_trip_ms("http://127.0.0.1:1", None) is None
+    assert Address("http://127.0.0.1:1", None).round_trip_ms() is None
 
 
 @pytest.mark.e2e

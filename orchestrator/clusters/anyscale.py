@@ -17,28 +17,21 @@ import queue
 import re
 import secrets
 import select
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
-from urllib.parse import urlencode
 
 import yaml
 
-from orchestrator import provenance
 from orchestrator.clusters.local_ray import LocalRay, check_client_imports, client_environment
+from orchestrator.clusters.remote import Address, Probe, ServiceName, Timeout, check_uploaded, service_env, stage
 from orchestrator.config import Config, render_application
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import uninterrupted
@@ -54,10 +47,7 @@ _UNHEALTHY_GRACE_S = 60.0
 _SETTLE_S = 30.0  # so long after a deploy without an answer may the service still turn up
 _POLL_S = 5.0
 _RETRY_DELAYS_S = (2.0, 4.0, 8.0)
-_REQUEST_TIMEOUT_S = 90.0  # of the probe, which asks every Serve actor
 
-# The name becomes part of a host name, whose parts may have 63 characters, with a suffix of theirs.
-_MAX_NAME_LENGTH = 50
 _MAX_TAG_LENGTH = 63
 # What the child may inherit besides: the way out, and nothing that changes what is deployed.
 _WAY_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "ANYSCALE_SSL_CA_CERT")
@@ -73,48 +63,13 @@ _REASONS = (
 )
 
 
-@dataclass(frozen=True)
-class ServiceName:
-    """Which service it is: unique in Anyscale, as long as the run id is among runs with this prefix."""
-
-    prefix: str
-    run_id: str
-    index: int
-    arm: str
-    repeat: int
-
-    @property
-    def service(self) -> str:
-        """`<prefix>-<run id>-<index>` in Anyscale's characters; what had to be changed or cut leaves its digest."""
-        # Looking a service up by name finds substrings, fifty at most: with a fixed width no name is part of another.
-        ending = f"{_plain(self.run_id)}-{self.index:04d}"
-        whole = f"{self.prefix}-{self.run_id}-{self.index:04d}"
-        name = f"{_plain(self.prefix)}-{ending}"
-        if name == whole and len(name) <= _MAX_NAME_LENGTH:
-            return name
-        digest = sha256(whole.encode()).hexdigest()[:8]
-        room = _MAX_NAME_LENGTH - len(ending) - len(digest) - 2
-        if room < 1:
-            raise ConfigError(f"run id {self.run_id!r} is too long for a service name of {_MAX_NAME_LENGTH} characters")
-        return f"{_plain(self.prefix)[:room]}-{digest}-{ending}"
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "-", text)
-
-
 class Anyscale:
     """Brings services up in the cloud that the token belongs to."""
 
     def check(self, config: Config) -> None:
         """Everything that can be known without a token. Raises ConfigError."""
-        if config.workload.application is None:
-            raise ConfigError(f"workload {config.workload.name} has no Serve application: it cannot run on Anyscale")
+        check_uploaded(config)
         LocalRay().check(config)
-        module = config.workload.application["import_path"].split(":")[0]
-        source = provenance.find_module(module)
-        if source is None or provenance.ROOT / "workloads" not in source.parents:
-            raise ConfigError(f"{module} is not below workloads/ of this repository, which alone is uploaded")
         cluster = config.cluster
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", cluster.service_prefix):
             raise ConfigError(
@@ -124,7 +79,7 @@ class Anyscale:
         if not config.dry_run:
             _token(config)
 
-    def check_imports(self, config: Config) -> None:
+    def check_live(self, config: Config) -> None:
         """Import the client's file, log in and find the cloud. Raises ConfigError."""
         check_client_imports(config)
         if importlib.util.find_spec("anyscale") is None:
@@ -175,6 +130,7 @@ class AnyscaleService:
         self._on_status = on_status
         self._last_text = ""
         self._sdk = _Sdk(config, log_dir / "anyscale.log")
+        self._address = Address("")
         self._asked = False  # from here on there may be something to end
         self._settled_at_s = 0.0
         self._last_state = "unknown"
@@ -184,14 +140,14 @@ class AnyscaleService:
 
         Raises ServiceError as soon as it is clear that this will not be.
         """
-        timeout_s = self._config.cluster.startup_timeout_s
-        deadline_s = time.monotonic() + timeout_s
-        late = f"not ready after {timeout_s:g} s (cluster.startup_timeout_s)"
+        timeout = Timeout(self._config.cluster.startup_timeout_s)
         try:
-            self._wait_running(deadline_s, late)
+            self._wait_running(timeout)
             self._say("waiting for the first reply")
-            self._wait_reply(self._config.workload.ready_path, deadline_s, late)
-            self.effective = self._read_back(deadline_s, late)
+            self._address.wait_for(self._config.workload.ready_path, timeout, self._say)
+            self.effective = self._probe().effective(self._config, self._rendered["env_vars"], timeout, self._say)
+            with contextlib.suppress(ServiceError):  # the SDK's own parts are asked, which may change
+                self.effective["versions"] |= self._sdk.call("image", _CALL_TIMEOUT_S, name=self._name)
         except ServiceError as error:
             self._keep_controller_log()
             raise self._failure(error) from error
@@ -214,10 +170,14 @@ class AnyscaleService:
         if state != "RUNNING":
             self._keep_controller_log()
             raise self._failure(ServiceError(f"it is {state}, not RUNNING"))
-        told: dict[str, Any] = {"actors": None, "unhealthy": []}
-        with contextlib.suppress(OSError, HTTPException, ValueError):
-            told = json.loads(self._get(f"{PROBE_ROUTE}/snapshot"))
-        return {"state": state, "listener": {}, **told}  # who listens is not ours to see
+        return {"state": state, **self._probe().snapshot()}
+
+    def round_trip_ms(self) -> float | None:
+        """Of a request that does nothing, where the service is."""
+        return self._address.round_trip_ms()
+
+    def _probe(self) -> Probe:
+        return Probe(self._address, PROBE_ROUTE, self._rendered["applications"][0]["name"])
 
     def _deploy(self) -> None:
         (self._log_dir / "service.yaml").write_text(_as_yaml(self._rendered))
@@ -226,7 +186,7 @@ class AnyscaleService:
             if found is not None and found["state"] != "TERMINATED":
                 raise ServiceError(f"it exists already and is {found['state']}: it is not ours, and is left alone")
             with tempfile.TemporaryDirectory(prefix="serve-orchestrator-") as staged:
-                _stage(Path(staged))
+                stage(Path(staged))
                 self._say("deploying")
                 self._apply(self._rendered | {"working_dir": staged})
         except ServiceError as error:
@@ -256,9 +216,10 @@ class AnyscaleService:
         finally:
             self._settled_at_s = time.monotonic() + _SETTLE_S
 
-    def _wait_running(self, deadline_s: float, late: str) -> None:
+    def _wait_running(self, timeout: Timeout) -> None:
         text, healthy_at_s = "no answer yet", time.monotonic()
-        while time.monotonic() < deadline_s:
+        while True:
+            timeout.check(text)
             try:
                 status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
             except _CallError as error:
@@ -268,8 +229,9 @@ class AnyscaleService:
             else:
                 text = _in_words(status, self._version)
                 if status is not None and _is_up(status, self._version):
-                    self.urls = [status["url"].rstrip("/")]
                     self.token = Secret(status["token"]) if status["token"] else None
+                    self._address = Address(status["url"].rstrip("/"), self.token)
+                    self.urls = [self._address.url]
                     return
                 version = status and status["versions"].get(self._version)
                 states = {status and status["state"], version}
@@ -281,41 +243,6 @@ class AnyscaleService:
                     raise ServiceError(f"unhealthy for {_UNHEALTHY_GRACE_S:g} s: {text}")
             self._say(text)
             time.sleep(_POLL_S)
-        raise ServiceError(f"{late}: {text}")
-
-    def _wait_reply(self, path: str, deadline_s: float, late: str) -> bytes:
-        while True:
-            try:
-                return self._get(path)
-            except (OSError, HTTPException) as error:
-                text = f"{path.partition('?')[0]}: {error}"
-            if time.monotonic() > deadline_s:
-                raise ServiceError(f"{late}: {text}")
-            self._say(text)
-            time.sleep(_POLL_S)
-
-    def _read_back(self, deadline_s: float, late: str) -> dict[str, Any]:
-        """What the live service really runs with; ServiceError when a declared variable did not arrive somewhere."""
-        declared = self._config.profile.env
-        query = {"declared": json.dumps(declared), "environment": json.dumps(self._rendered["env_vars"])}
-        told = json.loads(self._wait_reply(f"{PROBE_ROUTE}/effective?{urlencode(query)}", deadline_s, late))
-        if missing := told.pop("missing"):
-            raise ServiceError("declared environment did not reach every Serve actor:\n" + "\n".join(missing))
-        return {"declared_env": declared, **told, "engine": None, "isolation_env": [], "listener": None}
-
-    def _get(self, path: str) -> bytes:
-        """The body of a 200. Raises OSError, HTTPException."""
-        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token.reveal()}"}
-        # Straight, as the load client goes, and nowhere else: a redirect would carry the token along.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
-        request = urllib.request.Request(self.urls[0] + path, headers=headers)
-        try:
-            with opener.open(request, timeout=_REQUEST_TIMEOUT_S) as reply:
-                body = reply.read()
-                assert isinstance(body, bytes)
-                return body
-        except urllib.error.HTTPError as error:
-            raise OSError(f"{error}: {error.read(500).decode(errors='replace')}") from None
 
     def _keep_controller_log(self) -> None:
         """Best effort."""
@@ -377,15 +304,9 @@ def _in_words(status: Mapping[str, Any] | None, version: str) -> str:
     )
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
-        return None
-
-
 def render_service(config: Config, name: ServiceName) -> dict[str, Any]:
     """The service as Anyscale's ServiceConfig takes it, from a directory that holds `workloads/` alone."""
     cluster = config.cluster
-    probe = {"name": "orchestrator-probe", "import_path": "workloads.probe.app:app", "route_prefix": PROBE_ROUTE}
     expires_at = datetime.now(UTC) + timedelta(hours=cluster.expires_after_h)
     tags = {
         "arm": name.arm,
@@ -405,8 +326,8 @@ def render_service(config: Config, name: ServiceName) -> dict[str, Any]:
             "worker_nodes": [dict(n) for n in cluster.worker_nodes],
         },
         "working_dir": ".",
-        "env_vars": service_env(config),
-        "applications": [render_application(config), probe],
+        "env_vars": _env_vars(config),
+        "applications": [render_application(config), Probe.rendered("orchestrator-probe", PROBE_ROUTE)],
         "query_auth_token_enabled": True,
         "tags": {key: re.sub(r"[^A-Za-z0-9_.-]", "_", value)[:_MAX_TAG_LENGTH] for key, value in tags.items()},
     }
@@ -423,23 +344,11 @@ def _as_yaml(rendered: Mapping[str, Any]) -> str:
     return head + yaml.safe_dump(dict(rendered), sort_keys=False)
 
 
-def service_env(config: Config) -> dict[str, str]:
-    """What every process of the service is given."""
-    env = {**config.cluster.env, **config.workload.env, **config.profile.env}
+def _env_vars(config: Config) -> dict[str, str]:
+    env = service_env(config)
     if "RAY_SERVE_ENABLE_HA_PROXY" in env:  # Anyscale's own switch, which its images look at
         env["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] = env["RAY_SERVE_ENABLE_HA_PROXY"]
     return env
-
-
-def _stage(directory: Path) -> None:
-    """Copy `workloads/` in, as importable as here and without anything hidden."""
-
-    def copy(source: str, target: str) -> None:
-        shutil.copyfile(source, target)
-        os.utime(target, (1e9, 1e9))  # the same source is the same upload, and no zip holds a time before 1980
-
-    ignored = shutil.ignore_patterns("__pycache__", ".*")
-    shutil.copytree(provenance.ROOT / "workloads", directory / "workloads", ignore=ignored, copy_function=copy)
 
 
 def _token(config: Config) -> Secret:
@@ -618,6 +527,13 @@ class _Client:
 
     def logs(self, name: str) -> str:
         return self._services.controller_logs(name, **self._where)
+
+    def image(self, name: str) -> dict[str, str | None]:
+        """Which image the service runs: a floating tag may name another one tomorrow. No public call tells."""
+        sdk = self._services._private_sdk
+        service = sdk.client.get_service(name=name, **self._where)
+        build = sdk.client.get_cluster_env_build(service.primary_version.build_id)
+        return {"image_uri": build.docker_image_name, "image_digest": build.digest, "image_build": build.id}
 
     def status(self, name: str) -> dict[str, Any] | None:
         try:

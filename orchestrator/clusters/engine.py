@@ -77,3 +77,20 @@ def _same(wanted: Any, found: Any) -> bool:
         return float(wanted) == float(found)
     except (TypeError, ValueError):
         return bool(wanted == found)
+
+
+def arrived(told: dict[str, Any], declared: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What `workloads.probe.readback` summarised, with the one engine that all replicas run (None: no model).
+
+    Raises ValueError when a variable or an engine argument did not arrive everywhere.
+    """
+    if missing := told.pop("missing"):
+        raise ValueError("declared environment did not reach every Serve actor:\n" + "\n".join(missing))
+    engines = [engine_settings(each) for each in told.pop("engines")]
+    if declared is None:
+        return told | {"engine": None}
+    if not engines or any(each != engines[0] for each in engines):
+        raise ValueError(f"the replicas do not tell one and the same engine: {engines}")
+    if wrong := declared_differences(declared, engines[0]):
+        raise ValueError("declared engine arguments did not reach the engine: " + "; ".join(wrong))
+    return told | {"engine": engines[0]}

@@ -6,7 +6,6 @@ It ends, and takes the whole process tree with it, when standard input closes: a
 was killed and could clean nothing up.
 """
 
-import importlib.util
 import json
 import os
 import platform
@@ -17,26 +16,19 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import psutil
 import ray
 from ray import serve
-from ray._private import state as ray_state
-from ray.serve._private import constants as serve_constants
 from ray.serve._private.api import serve_start
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeDeploySchema
 
 from orchestrator import provenance
-from orchestrator.clusters.engine import declared_differences, engine_settings
+from orchestrator.clusters.engine import arrived
 from orchestrator.process import end_members, listener, process_id
-
-# Read back from the actors, less what must not be written down.
-_REPORTED_PREFIXES = ("RAY_", "VLLM_")
-_SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
-_ACTOR_ANSWER_TIMEOUT_S = 60.0
+from workloads.probe import readback
 
 
 def main() -> NoReturn:
@@ -142,25 +134,16 @@ def _wait_for_reply(url: str, channel: TextIO) -> None:
 
 def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Which Serve actors live now, who listens, and whether Serve itself calls the application healthy."""
-    actors: list[dict[str, Any]] = [
-        {
-            "id": actor_id,
-            "name": actor["Name"],
-            "kind": actor["ActorClassName"].split(":")[0],
-            "pid": actor["Pid"],
-        }
-        for actor_id, actor in ray_state.actors().items()
-        if actor["State"] == "ALIVE" and actor["Name"].startswith("SERVE_")
-    ]
+    name = _application(spec)
+    actors = readback.actors(name)
     actors += [engine for actor in actors if actor["kind"] == "ServeReplica" for engine in _engines(actor, spec)]
-    applications = serve.status().applications.values()
-    unhealthy = [
-        f"{name}: {deployment.status.value} {deployment.message}"
-        for application in applications
-        for name, deployment in application.deployments.items()
-        if deployment.status != DeploymentStatus.HEALTHY
-    ]
-    return {"actors": actors, "listener": listener(spec["http_port"]), "unhealthy": unhealthy}
+    return {"actors": actors, "listener": listener(spec["http_port"]), "unhealthy": readback.unhealthy(name)}
+
+
+def _application(spec: Mapping[str, Any]) -> str:
+    name = spec["serve_config"]["applications"][0]["name"]
+    assert isinstance(name, str)
+    return name
 
 
 def _engines(replica: Mapping[str, Any], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -184,73 +167,19 @@ def _engines(replica: Mapping[str, Any], spec: Mapping[str, Any]) -> list[dict[s
         return []
 
 
-def _report(actor: Any) -> dict[str, Any]:
-    """Runs inside each Serve actor: what it was given and what Ray and vLLM made of that."""
-    import os as actor_os
-    import sys as actor_sys
-
-    from ray.serve._private import constants as actor_constants
-
-    constants = {name: value for name, value in vars(actor_constants).items() if name.isupper()}
-    if llm := actor_sys.modules.get("ray.llm._internal.serve.constants"):
-        constants |= {name: value for name, value in vars(llm).items() if name.isupper()}
-    engine = None
-    if "vllm.config" in actor_sys.modules:
-        # Breadth first through attributes, wherever Ray keeps it (frozen objects are not among gc.get_objects()).
-        reached, seen = [actor], {id(actor)}
-        for each in reached:
-            if type(each).__name__ == "VllmConfig":
-                import pydantic
-
-                engine = pydantic.TypeAdapter(type(each)).dump_python(each, mode="json", fallback=str)
-                break
-            inner = [value for value in getattr(each, "__dict__", {}).values() if id(value) not in seen]
-            seen.update(map(id, inner))
-            reached += inner[: 100_000 - len(reached)]
-    return {"pid": actor_os.getpid(), "env": dict(actor_os.environ), "constants": constants, "engine": engine}
-
-
 def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What the live service really runs with, read back from every Serve actor.
-
-    Raises RuntimeError when a declared variable did not arrive in one of them.
-    """
+    """What the live service really runs with. Raises RuntimeError when something declared did not arrive."""
     declared: dict[str, str] = spec["declared_env"]
-    actors: list[dict[str, Any]] = []
-    missing: list[str] = []
-    engines: list[dict[str, Any]] = []
-    for actor in _snapshot(spec)["actors"]:
-        if actor["kind"] == "VllmEngine":
-            continue  # no actor, and told by its replica
-        handle = ray.get_actor(actor["name"], namespace="serve")
-        report = ray.get(handle.__ray_call__.remote(_report), timeout=_ACTOR_ANSWER_TIMEOUT_S)
-        missing += [
-            f"{actor['name']}: {name} is {report['env'].get(name)!r}, declared {value!r}"
-            for name, value in (spec["cluster_env"] | declared).items()
-            if report["env"].get(name) != value
-        ]
-        actors.append(
-            {
-                "name": actor["name"],
-                "kind": actor["kind"],
-                "pid": report["pid"],
-                "env": _reportable(report["env"], spec["cluster_env"] | declared),
-                "constants": _plain(report["constants"]),
-            }
-        )
-        if report["engine"] is not None:
-            engines.append(engine_settings(report["engine"]))
-    if missing:
-        raise RuntimeError("declared environment did not reach every Serve actor:\n" + "\n".join(missing))
-    engine = _one_engine(engines, spec.get("engine"))
-    effects, consequences, warnings = _flag_effects(declared)
+    actors = readback.actors(_application(spec))
+    handles = [ray.get_actor(actor["name"], namespace="serve") for actor in actors]
+    reports = ray.get(
+        [handle.__ray_call__.remote(readback.reporter()) for handle in handles],
+        timeout=readback.ACTOR_ANSWER_TIMEOUT_S,
+    )
+    told = readback.summary(actors, reports, declared, spec["cluster_env"] | declared)
     return {
         "declared_env": declared,
-        "actors": actors,
-        "engine": engine,
-        "flag_effects": effects,
-        "consequences": consequences,
-        "warnings": warnings,
+        **arrived(told, spec["engine"]),
         "listener": listener(spec["http_port"]),
         "versions": {
             "python": platform.python_version(),
@@ -259,102 +188,6 @@ def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
         },
         "hardware": provenance.host() | {"ray_resources": ray.cluster_resources()},
     }
-
-
-def _one_engine(found: list[dict[str, Any]], declared: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The engine settings that all replicas share. Raises RuntimeError where they differ from the declared ones."""
-    if declared is None:
-        return None
-    if not found or any(each != found[0] for each in found):
-        raise RuntimeError(f"the replicas do not tell one and the same engine: {found}")
-    if wrong := declared_differences(declared, found[0]):
-        raise RuntimeError("declared engine arguments did not reach the engine: " + "; ".join(wrong))
-    return found[0]
-
-
-def _reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in sorted(env.items())
-        if (name in declared or name.startswith(_REPORTED_PREFIXES)) and not any(part in name for part in _SECRET_PARTS)
-    }
-
-
-def _plain(constants: Mapping[str, Any]) -> dict[str, Any]:
-    """Those constants that JSON can hold."""
-    return {
-        name: value
-        for name, value in sorted(constants.items())
-        if value is None or isinstance(value, bool | int | float | str)
-    }
-
-
-def _flag_effects(
-    declared: Mapping[str, str],
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any], list[str]]:
-    """What each flag changes: alone on top of the baseline, or else when it alone is taken away.
-
-    Ray's constants module is evaluated afresh under each environment. Returns (constants changed by each flag,
-    constants that follow without being declared, warnings for flags that change none).
-    """
-    baseline = _constants_under({}, without=declared)
-    here = _constants_under(declared, without=declared)
-    effects: dict[str, dict[str, Any]] = {}
-    warnings = []
-    for name, value in declared.items():
-        alone = _difference(baseline, _constants_under({name: value}, without=declared))
-        rest = {other: setting for other, setting in declared.items() if other != name}
-        effects[name] = alone or _difference(_constants_under(rest, without=declared), here)
-        if not effects[name]:
-            known = name.startswith(("RAY_SERVE_", "VLLM_"))
-            expected = "no effect expected" if known else "its effect cannot be shown here"
-            warnings.append(f"{name}={value} changes no constant of Ray {ray.__version__} or vLLM: {expected}")
-    consequences = {name: change for name, change in _difference(baseline, here).items() if name not in declared}
-    return effects, consequences, warnings
-
-
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: {"from": before.get(name), "to": after.get(name)}
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    }
-
-
-def _constants_under(env: Mapping[str, str], without: Mapping[str, str]) -> dict[str, Any]:
-    """Constants of Ray Serve, and of Ray Serve LLM and vLLM where a flag is theirs, evaluated afresh."""
-    places = [serve_constants.__file__]
-    if any(name.startswith("RAY_SERVE_LLM_") for name in without):
-        places.append(str(Path(ray.__file__).parent / "llm" / "_internal" / "serve" / "constants.py"))
-    found: dict[str, Any] = {}
-    with _environment(env, without):
-        for place in places:
-            module_spec = importlib.util.spec_from_file_location("_constants_afresh", place)
-            assert module_spec is not None
-            assert module_spec.loader is not None
-            module = importlib.util.module_from_spec(module_spec)
-            module_spec.loader.exec_module(module)
-            found |= {name: value for name, value in vars(module).items() if name.isupper()}
-        if of_vllm := [name for name in without if name.startswith("VLLM_")]:
-            from vllm import envs
-
-            found |= {
-                name: envs.environment_variables[name]() for name in of_vllm if name in envs.environment_variables
-            }
-    return _plain(found)
-
-
-@contextmanager
-def _environment(env: Mapping[str, str], without: Mapping[str, str]) -> Any:
-    saved = dict(os.environ)
-    for name in without:
-        os.environ.pop(name, None)
-    os.environ.update(env)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ directory named after it, which is atomic, so two orchestrators cannot take the 
 import ast
 import difflib
 import fcntl
+import functools
 import importlib.util
 import json
 import os
@@ -79,6 +80,9 @@ class LocalService:
         """
         return self._driver.ask("snapshot", timeout_s=_SNAPSHOT_TIMEOUT_S)
 
+    def round_trip_ms(self) -> None:
+        """There is no way to go."""
+
 
 class LocalRay:
     """Brings services up on this machine."""
@@ -101,13 +105,14 @@ class LocalRay:
             by = f" by {holder['process']} (pid {holder['pid']})" if holder else ""
             raise ConfigError(f"cluster.http_port={port} is in use{by}; choose another, or null for a free one")
 
-    def check_imports(self, config: Config) -> None:
+    def check_live(self, config: Config) -> None:
         """Import the application and the client's file, each in a child process. Raises ConfigError."""
         _check_vllm(config)
         modules = [config.workload.client.locustfile]
         if config.workload.application is not None:
             modules.append(config.workload.application["import_path"].split(":")[0])
-        _check_modules(config, modules)
+        for module in modules:
+            _check_module(module, config)
 
     def rendered(self, config: Config, _name: Any) -> str:
         """`service.yaml`, for a dry run."""
@@ -286,28 +291,31 @@ def check_client(config: Config) -> None:
 def check_client_imports(config: Config) -> None:
     """What drives the load can be imported here. Raises ConfigError."""
     _check_vllm(config)
-    _check_modules(config, [config.workload.client.locustfile])
+    _check_module(config.workload.client.locustfile, config)
 
 
-def _check_modules(config: Config, modules: list[str]) -> None:
-    """Import each in a child process. Raises ConfigError with the end of its traceback."""
+def _check_module(module: str, config: Config) -> None:
+    """Import it in a child process. Raises ConfigError with the end of its traceback."""
     extra = config.workload.extra
-    hint = f"\nIt needs: pip install '.[{extra}]'" if extra else ""
-    for module in modules:
-        load = f"import runpy; runpy.run_path({module!r})" if module.endswith(".py") else f"import {module}"
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", load],
-                env=client_environment(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=config.cluster.startup_timeout_s,
-            )
-        except subprocess.TimeoutExpired:
-            raise ConfigError(f"{module} is not imported after {config.cluster.startup_timeout_s:g} s") from None
-        if done.returncode != 0:
-            raise ConfigError(f"{module} does not import:\n{_last_lines(done.stderr, 4)}{hint}")
+    if trouble := _import_trouble(module, config.cluster.startup_timeout_s):
+        raise ConfigError(f"{module} {trouble}" + (f"\nIt needs: pip install '.[{extra}]'" if extra else ""))
+
+
+@functools.cache  # arms share modules
+def _import_trouble(module: str, timeout_s: float) -> str | None:
+    load = f"import runpy; runpy.run_path({module!r})" if module.endswith(".py") else f"import {module}"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", load],
+            env=client_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        return f"is not imported after {timeout_s:g} s"
+    return f"does not import:\n{_last_lines(done.stderr, 4)}" if done.returncode else None
 
 
 def _check_vllm(config: Config) -> None:
@@ -340,11 +348,11 @@ def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path)
         "serve_config": render_service(config, ports[0]),
         "http_port": ports[0],
         "ready_url": f"http://127.0.0.1:{ports[0]}{config.workload.ready_path}",
-        "engine": _engine(config),
+        "engine": engine_arguments(config),
     }
 
 
-def _engine(config: Config) -> dict[str, Any] | None:
+def engine_arguments(config: Config) -> dict[str, Any] | None:
     """The engine arguments of the application as it is deployed; None for one without a model."""
     llm_configs = (render_application(config).get("args") or {}).get("llm_configs")
     return llm_configs[0]["engine_kwargs"] if llm_configs else None

@@ -10,6 +10,7 @@ in which order states come are choices made here; the real control plane's are n
 """
 
 import asyncio
+import hashlib
 import secrets
 import threading
 import time
@@ -285,7 +286,9 @@ class StandIn:
         about = {"id": build_id, "name": build_id, "revision": 1, "status": "succeeded", "is_byod": True}
         environment = {"cluster_environment_id": build_id, "application_template_id": build_id}
         template = {**WHO, "id": build_id, "name": build_id}
-        image = {"docker_image_name": self._images[build_id], "application_template": template, "creator": USER}
+        uri = self._images[build_id]
+        digest = f"sha256:{hashlib.sha256(uri.encode()).hexdigest()}"
+        image = {"docker_image_name": uri, "digest": digest, "application_template": template, "creator": USER}
         return {**WHO, **about, **environment, **image}
 
     async def presign(self, request: web.Request) -> web.Response:

@@ -1,0 +1,308 @@
+"""A Ray cluster that runs already: our applications beside whoever else's, through Serve's REST API.
+
+Flags are read when Ray and Serve start, so none can be set here: a profile is verified against the live cluster and
+refused where it does not hold. The API takes the list of *all* declared applications, so ours are added to those that
+are there and taken out of them again; nobody must deploy there by the same API at the same instant.
+"""
+
+import contextlib
+import functools
+import hashlib
+import http.client
+import io
+import json
+import secrets
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import yaml
+
+from orchestrator.clusters.local_ray import LocalRay, check_client_imports
+from orchestrator.clusters.remote import (
+    Address,
+    Probe,
+    ServiceName,
+    Timeout,
+    check_address,
+    check_uploaded,
+    service_env,
+    stage,
+    token_of,
+)
+from orchestrator.config import Config, render_application
+from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.process import uninterrupted
+
+_APPLICATIONS = "/api/serve/applications/"
+_POLL_S = 1.0
+_DELETE_TIMEOUT_S = 300.0
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+
+
+class Existing:
+    """Puts applications of ours on a cluster that is not."""
+
+    def check(self, config: Config) -> None:
+        """Everything that can be known without asking the cluster. Raises ConfigError."""
+        check_address("cluster.dashboard_url", config.cluster.dashboard_url)
+        if config.cluster.url is not None:
+            check_address("cluster.url", config.cluster.url)
+        check_uploaded(config)
+        LocalRay().check(config)
+        token_of(config)
+
+    def check_live(self, config: Config) -> None:
+        """Import the client's file, and see that the flags of the profile hold there. Raises ConfigError."""
+        check_client_imports(config)
+        try:
+            environments = _environments(_dashboard(config), config.cluster.url, config.cluster.startup_timeout_s)
+        except ServiceError as error:
+            raise ConfigError(f"cluster.dashboard_url={config.cluster.dashboard_url}: {error}") from error
+        wanted = {name: value for name, value in service_env(config).items() if name.startswith(("RAY_", "VLLM_"))}
+        # Any other flag of Serve that is set there would be measured under this profile's name.
+        there = {name for env in environments for name in env if name.startswith("RAY_SERVE_")}
+        wrong = []
+        for name in sorted(there | wanted.keys()):
+            found = {env.get(name) for env in environments}
+            if found != {wanted.get(name)}:
+                values = " and ".join("unset" if value is None else repr(value) for value in sorted(found, key=str))
+                wrong.append(f"{name} is {values}, declared {wanted.get(name, 'unset')}")
+        if wrong:
+            raise ConfigError(
+                f"profile={config.profile.name} does not hold on the cluster at {config.cluster.dashboard_url}:\n  "
+                + "\n  ".join(wrong)
+                + "\nFlags are read when Ray starts: put them before `ray start`, or choose the profile that is there. "
+                "A setting of the cluster that is no part of the comparison belongs to cluster.env"
+            )
+
+    def rendered(self, config: Config, name: ServiceName) -> str:
+        """`service.yaml`, for a dry run."""
+        return service_yaml(config, name, "<upload of workloads/>")
+
+    @contextmanager
+    def service(
+        self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
+    ) -> Iterator["ExistingService"]:
+        """Deploy one service's applications, and always remove them again.
+
+        Raises ServiceError when they are refused, or when they are still there in the end.
+        """
+        dashboard = _dashboard(config)
+        applications = render_applications(config, name, _upload(dashboard))
+        (log_dir / "service.yaml").write_text(service_yaml(config, name, applications[0]["runtime_env"]["working_dir"]))
+        on_status("deploying")
+        with _deployed(dashboard, applications):
+            yield ExistingService(config, dashboard, applications, on_status)
+
+
+class ExistingService:
+    """`urls` take load below our own route; `effective` is what the live cluster reported."""
+
+    def __init__(
+        self,
+        config: Config,
+        dashboard: "_Dashboard",
+        applications: Sequence[Mapping[str, Any]],
+        on_status: Callable[[str], None],
+    ) -> None:
+        self.token = None
+        self.urls: list[str] = []
+        self.effective: dict[str, Any] = {}
+        self._config, self._dashboard, self._on_status = config, dashboard, on_status
+        self._applications = applications
+        self._serve = Address("")
+
+    def wait_ready(self) -> None:
+        """Until the applications run, the workload answers 200 and every Serve actor has told what it runs with.
+
+        Raises ServiceError with Serve's own words when it cannot be brought up.
+        """
+        timeout = Timeout(self._config.cluster.startup_timeout_s)
+        ours, probe = self._applications
+        self._dashboard.wait_running([ours["name"], probe["name"]], timeout, self._on_status)
+        self._serve = self._dashboard.serve(self._config.cluster.url)
+        self.urls = [self._serve.url + ours["route_prefix"]]
+        self._serve.wait_for(ours["route_prefix"] + self._config.workload.ready_path, timeout, self._on_status)
+        self.effective = self._probe().effective(self._config, service_env(self._config), timeout, self._on_status)
+
+    def begin_stop(self) -> None:
+        """Ask for removal without waiting for it."""
+        with uninterrupted(), contextlib.suppress(ServiceError):  # the end asks again, and reports
+            self._dashboard.remove([each["name"] for each in self._applications])
+
+    def snapshot(self) -> dict[str, Any]:
+        """Serve actors alive now and what Serve calls unhealthy. Raises ServiceError when the application is gone."""
+        name = self._applications[0]["name"]
+        if name not in self._dashboard.applications():
+            raise ServiceError(f"the application {name} is gone from the cluster: somebody removed it")
+        return self._probe().snapshot()
+
+    def round_trip_ms(self) -> float | None:
+        """Of a request that does nothing, where Serve listens."""
+        return self._serve.round_trip_ms()
+
+    def _probe(self) -> Probe:
+        ours, probe = self._applications
+        return Probe(self._serve, probe["route_prefix"], ours["name"])
+
+
+@dataclass(frozen=True)
+class _Dashboard:
+    """Serve's REST API on the dashboard of a cluster."""
+
+    address: Address
+
+    def details(self) -> dict[str, Any]:
+        """All of what runs there. Raises ServiceError."""
+        found: dict[str, Any] = json.loads(self.request(_APPLICATIONS))
+        return found
+
+    def applications(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.details()["applications"]
+        return found
+
+    def add(self, applications: Sequence[Mapping[str, Any]]) -> None:
+        self._apply(lambda others: [*others, *applications])
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Take them out of what is declared there; what is not there needs nothing. Raises ServiceError."""
+        if names and any(name in self.applications() for name in names):
+            self._apply(lambda others: [each for each in others if each["name"] not in names])
+
+    def wait_running(self, names: Sequence[str], timeout: Timeout, say: Callable[[str], None]) -> None:
+        while True:
+            found = self.applications()
+            states = {name: found.get(name, {"status": "not there", "message": ""}) for name in names}
+            for name, state in states.items():
+                if state["status"] in _FAILED:
+                    raise ServiceError(f"{name} is {state['status']}: {_messages(state)}")
+            if all(state["status"] == "RUNNING" for state in states.values()):
+                return
+            text = "; ".join(f"{name}: {state['status']}" for name, state in states.items())
+            timeout.check(text)
+            say(text)
+            time.sleep(_POLL_S)
+
+    def serve(self, url: str | None) -> Address:
+        """Where Serve takes requests: `url`, or else its port on the dashboard's machine."""
+        if url is None:
+            port = (self.details().get("http_options") or {}).get("port", 8000)
+            url = f"http://{urlsplit(self.address.url).hostname}:{port}"
+        return Address(url.rstrip("/"))
+
+    def _apply(self, change: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
+        details = self.details()
+        declared = [
+            each["deployed_app_config"]
+            for each in details["applications"].values()
+            if each["source"] == "declarative" and each["deployed_app_config"] and each["status"] != "DELETING"
+        ]
+        config: dict[str, Any] = {"applications": change(declared), "target_capacity": details.get("target_capacity")}
+        if details.get("http_options"):  # Serve runs, and keeps what it was started with
+            config |= {"http_options": details["http_options"], "proxy_location": details["proxy_location"]}
+        self.request(_APPLICATIONS, "PUT", json.dumps(config).encode())
+
+    def request(self, path: str, method: str = "GET", body: bytes | None = None) -> bytes:
+        """Raises ServiceError."""
+        try:
+            return self.address.request(path, method, body)
+        except (OSError, http.client.HTTPException) as error:
+            hint = "; cluster.token_env names the variable with the token" if " 401" in str(error) else ""
+            raise ServiceError(f"{self.address.url}{path}: {error}{hint}") from error
+
+
+def _dashboard(config: Config) -> _Dashboard:
+    assert config.cluster.dashboard_url is not None
+    return _Dashboard(Address(config.cluster.dashboard_url.rstrip("/"), token_of(config)))
+
+
+@contextmanager
+def _deployed(dashboard: _Dashboard, applications: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Applications that are removed again, and waited for, however this ends."""
+    names = [each["name"] for each in applications]
+    try:
+        dashboard.add(applications)
+        yield
+    finally:
+        with uninterrupted():
+            remove(dashboard, names)
+
+
+def remove(dashboard: _Dashboard, names: Sequence[str]) -> None:
+    """Remove applications of ours and wait until they are gone. Raises ServiceError with what is left."""
+    deadline_s = time.monotonic() + _DELETE_TIMEOUT_S
+    trouble = "still there"
+    while time.monotonic() < deadline_s:
+        try:
+            dashboard.remove(names)
+            if not any(name in dashboard.applications() for name in names):
+                return
+        except ServiceError as error:
+            trouble = str(error)
+        time.sleep(_POLL_S)
+    raise ServiceError(
+        f"the applications {', '.join(names)} could not be removed within {_DELETE_TIMEOUT_S:g} s: {trouble}. "
+        "Apply the cluster's Serve config without them (serve deploy), or: python -m orchestrator.cleanup"
+    )
+
+
+@functools.cache  # once for all arms of a run
+def _environments(dashboard: _Dashboard, url: str | None, timeout_s: float) -> list[dict[str, str]]:
+    """RAY_* and VLLM_* variables of controller, proxies and one replica, told by a probe that is put there for it."""
+    name = f"so-look-{secrets.token_hex(4)}"
+    runtime_env = {"working_dir": _upload(dashboard)}
+    probe = Probe.rendered(name, f"/{name}") | {"runtime_env": runtime_env}
+    timeout = Timeout(timeout_s)
+    with _deployed(dashboard, [probe]):
+        dashboard.wait_running([name], timeout, lambda text: None)
+        serve = dashboard.serve(url)
+        query = urlencode({"application": name, "declared": "{}", "environment": "{}"})
+        told = json.loads(serve.wait_for(f"/{name}/effective?{query}", timeout, lambda text: None))
+    return [actor["env"] for actor in told["actors"]]
+
+
+def render_applications(config: Config, name: ServiceName, working_dir: str) -> list[dict[str, Any]]:
+    """Ours and the probe beside it, each below a route of its own."""
+    runtime_env = {"working_dir": working_dir}
+    ours = render_application(config) | {"name": name.service, "route_prefix": f"/{name.service}"}
+    probe = Probe.rendered(f"{name.service}-probe", f"/{name.service}-probe")
+    return [ours | {"runtime_env": runtime_env}, probe | {"runtime_env": runtime_env}]
+
+
+def service_yaml(config: Config, name: ServiceName, working_dir: str) -> str:
+    """`service.yaml`: what is added to the applications that the cluster runs."""
+    head = f"# Added to the applications at {config.cluster.dashboard_url}, and removed from them again.\n"
+    rendered = {"applications": render_applications(config, name, working_dir)}
+    return head + yaml.dump(rendered, Dumper=_NoAliases, sort_keys=False)
+
+
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+
+def _messages(application: Mapping[str, Any]) -> str:
+    """Serve's own words on an application that failed."""
+    deployments = application.get("deployments", {})
+    told = [application["message"], *(f"{name}: {each['message']}" for name, each in deployments.items())]
+    return "\n".join(text for text in told if text.rpartition(": ")[2])
+
+
+def _upload(dashboard: _Dashboard) -> str:
+    """Give `workloads/` to the cluster; returns its URI. Raises ServiceError."""
+    packed = io.BytesIO()
+    with tempfile.TemporaryDirectory(prefix="serve-orchestrator-") as staged:
+        stage(Path(staged))
+        with zipfile.ZipFile(packed, "w") as package:
+            for path in sorted(Path(staged).rglob("*")):
+                package.write(path, path.relative_to(staged))
+    name = f"_ray_pkg_{hashlib.sha256(packed.getvalue()).hexdigest()[:32]}.zip"
+    dashboard.request(f"/api/packages/gcs/{name}", "PUT", packed.getvalue())
+    return f"gcs://{name}"

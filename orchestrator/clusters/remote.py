@@ -1,0 +1,223 @@
+"""What services elsewhere share: an address over HTTP, the probe application beside the workload, the upload."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import statistics
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from orchestrator import provenance
+from orchestrator.clusters.engine import arrived
+from orchestrator.clusters.local_ray import engine_arguments
+from orchestrator.config import Config
+from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.secrets import Secret
+
+_REQUEST_TIMEOUT_S = 90.0  # the probe asks every Serve actor
+_POLL_S = 1.0
+_NUM_ROUND_TRIPS = 9
+# On Anyscale it becomes part of a host name, whose parts may have 63 characters, with a suffix of theirs.
+_MAX_NAME_LENGTH = 50
+
+
+@dataclass(frozen=True)
+class Address:
+    """A URL without a slash at its end, and the bearer token it wants. Requests go straight there, as the load's do."""
+
+    url: str
+    token: Secret | None = None
+
+    def _headers(self) -> dict[str, str]:
+        return {} if self.token is None else {"Authorization": f"Bearer {self.token.reveal()}"}
+
+    def request(self, path: str, method: str = "GET", body: bytes | None = None) -> bytes:
+        """The body of a 200. Raises OSError (with what was answered instead) or HTTPException."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+        kind = {"Content-Type": "application/json"} if body and body.startswith(b"{") else {}
+        request = urllib.request.Request(self.url + path, body, self._headers() | kind, method=method)
+        try:
+            with opener.open(request, timeout=_REQUEST_TIMEOUT_S) as reply:
+                answer: bytes = reply.read()
+                return answer
+        except urllib.error.HTTPError as error:
+            raise OSError(f"{error}: {error.read(2000).decode(errors='replace')}") from None
+
+    def wait_for(self, path: str, timeout: "Timeout", say: Callable[[str], None]) -> bytes:
+        """The body of the first 200. Raises ServiceError with the last answer."""
+        while True:
+            try:
+                return self.request(path)
+            except (OSError, http.client.HTTPException) as error:
+                text = f"{self.url}{path.partition('?')[0]}: {error}"
+            timeout.check(text)
+            say(text)
+            time.sleep(_POLL_S)
+
+    def round_trip_ms(self) -> float | None:
+        """Median time of a request that does nothing (Serve's health route) on an open connection; None without answer.
+
+        Any answer will do, 404 included: it is the distance that is asked for.
+        """
+        parts = urlsplit(self.url)
+        connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = connect(parts.netloc, timeout=_REQUEST_TIMEOUT_S)
+        took_ms = []
+        try:
+            for _ in range(_NUM_ROUND_TRIPS + 1):
+                began_s = time.perf_counter()
+                connection.request("GET", f"{parts.path}/-/healthz", headers=self._headers())
+                connection.getresponse().read()
+                took_ms.append((time.perf_counter() - began_s) * 1000)
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+        return statistics.median(took_ms[1:])  # the first one opens the connection
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the token along, and the load with it."""
+
+    def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
+        return None
+
+
+class Timeout:
+    """How long a service may take until it is ready (`cluster.startup_timeout_s`)."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._deadline_s = time.monotonic() + timeout_s
+
+    def check(self, text: str) -> None:
+        """Raises ServiceError with `text`, what was seen last, when it is over."""
+        if time.monotonic() >= self._deadline_s:
+            raise ServiceError(f"not ready after {self._timeout_s:g} s (cluster.startup_timeout_s): {text}")
+
+
+class Probe:
+    """The application at `route` of `address`, which tells about the Serve application `application`."""
+
+    def __init__(self, address: Address, route: str, application: str) -> None:
+        self._address, self._route, self._application = address, route, application
+
+    @staticmethod
+    def rendered(name: str, route: str) -> dict[str, Any]:
+        """Its Serve application config."""
+        return {"name": name, "import_path": "workloads.probe.app:app", "route_prefix": route}
+
+    def effective(
+        self, config: Config, environment: Mapping[str, str], timeout: Timeout, say: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """What the live service really runs with, where `environment` should have reached every Serve actor.
+
+        Raises ServiceError when something declared did not.
+        """
+        declared = config.profile.env
+        query = {
+            "application": self._application,
+            "declared": json.dumps(declared),
+            "environment": json.dumps(environment),
+        }
+        told = json.loads(self._address.wait_for(f"{self._route}/effective?{urlencode(query)}", timeout, say))
+        try:
+            told = arrived(told, engine_arguments(config))
+        except ValueError as error:
+            raise ServiceError(str(error)) from error
+        return {"declared_env": declared, **told, "isolation_env": [], "listener": None}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Serve actors alive now and what Serve calls unhealthy; null and [] when it does not answer."""
+        query = urlencode({"application": self._application})
+        told: dict[str, Any] = {"actors": None, "unhealthy": []}
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            told = json.loads(self._address.request(f"{self._route}/snapshot?{query}"))
+        return told | {"listener": {}}  # who listens is not ours to see
+
+
+@dataclass(frozen=True)
+class ServiceName:
+    """Which service it is: unique where names are shared, as long as the run id is among runs with this prefix."""
+
+    prefix: str
+    run_id: str
+    index: int
+    arm: str
+    repeat: int
+
+    @property
+    def service(self) -> str:
+        """`<prefix>-<run id>-<index>` in characters that all take; what had to be changed or cut leaves its digest."""
+        # Looking a service up by name finds substrings, fifty at most: with a fixed width no name is part of another.
+        ending = f"{_plain(self.run_id)}-{self.index:04d}"
+        whole = f"{self.prefix}-{self.run_id}-{self.index:04d}"
+        name = f"{_plain(self.prefix)}-{ending}"
+        if name == whole and len(name) <= _MAX_NAME_LENGTH:
+            return name
+        digest = sha256(whole.encode()).hexdigest()[:8]
+        room = _MAX_NAME_LENGTH - len(ending) - len(digest) - 2
+        if room < 1:
+            raise ConfigError(f"run id {self.run_id!r} is too long for a service name of {_MAX_NAME_LENGTH} characters")
+        return f"{_plain(self.prefix)[:room]}-{digest}-{ending}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "-", text)
+
+
+def service_env(config: Config) -> dict[str, str]:
+    """What every process of the service has: settings of cluster and workload, and the flags."""
+    return {**config.cluster.env, **config.workload.env, **config.profile.env}
+
+
+def check_uploaded(config: Config) -> None:
+    """The application is among what is uploaded. Raises ConfigError."""
+    if config.workload.application is None:
+        raise ConfigError(
+            f"workload {config.workload.name} has no Serve application, so cluster={config.cluster.name} cannot run it"
+        )
+    module = config.workload.application["import_path"].split(":")[0]
+    source = provenance.find_module(module)
+    if source is None or provenance.ROOT / "workloads" not in source.parents:
+        raise ConfigError(f"{module} is not below workloads/ of this repository, which alone is uploaded")
+
+
+def stage(directory: Path) -> None:
+    """Copy `workloads/` into it, as importable as here and without anything hidden."""
+
+    def copy(source: str, target: str) -> None:
+        shutil.copyfile(source, target)
+        os.utime(target, (1e9, 1e9))  # the same source is the same upload, and no zip holds a time before 1980
+
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(provenance.ROOT / "workloads", directory / "workloads", ignore=ignored, copy_function=copy)
+
+
+def token_of(config: Config) -> Secret | None:
+    """The token from the environment variable that the config names. Raises ConfigError when it is not set."""
+    name = config.cluster.token_env
+    if name is None:
+        return None
+    if not os.environ.get(name):
+        raise ConfigError(f"cluster.token_env={name}: the environment variable is not set, or empty")
+    return Secret(os.environ[name])
+
+
+def check_address(key: str, url: str | None) -> None:
+    """Raises ConfigError."""
+    parts = urlsplit(url or "")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"{key} must be an address such as http://host:8000, found {url!r}")
+    if "@" in parts.netloc:
+        raise ConfigError(f"{key} holds a password; put a token into an environment variable: cluster.token_env")
