@@ -58,6 +58,7 @@ class ClusterConfig:
     # kind: existing or endpoint: where load goes
     url: str | None = None
     # kind: anyscale
+    terminate_timeout_s: float = 900
     host_env: str = "ANYSCALE_HOST"
     cloud: str | None = None
     project: str | None = None
@@ -284,6 +285,7 @@ def _check_ranges(config: Config) -> None:
         "cluster.client_processes": cluster.client_processes,
         "cluster.max_live_services": cluster.max_live_services,
         "cluster.startup_timeout_s": cluster.startup_timeout_s,
+        "cluster.terminate_timeout_s": cluster.terminate_timeout_s,
         "compare.margin": config.compare.margin,
         "compare.max_looks": config.compare.max_looks,
     }

@@ -51,7 +51,7 @@ def make(compose: Compose) -> Make:
 
     def run(*overrides: str, **settings: Any) -> Config:
         config = compose("cluster=anyscale_1x", *overrides)
-        config.cluster = dataclasses.replace(config.cluster, **settings)
+        config.cluster = dataclasses.replace(config.cluster, **{"terminate_timeout_s": 4, **settings})
         return config
 
     return run
@@ -191,7 +191,6 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         ("_RETRY_DELAYS_S", (0.1, 0.2, 0.4)),
         ("_SETTLE_S", 1.0),
         ("_UNHEALTHY_GRACE_S", 0.5),
-        ("_TERMINATE_TIMEOUT_S", 4.0),
     ):
         monkeypatch.setattr(backend, name, value)
     with StandIn(tmp_path / "bucket", Instant(reply)) as standin:
@@ -422,11 +421,10 @@ def test_an_apply_that_acts_after_its_time_is_up(
     cloud: StandIn, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_SETTLE_S", 8.0)
-    monkeypatch.setattr(backend, "_TERMINATE_TIMEOUT_S", 30.0)
     monkeypatch.setattr(backend, "_DEPLOY_TIMEOUT_S", 2.0)
     cloud.misbehave("apply", Fault(delay_s=6.0))
     with pytest.raises(ServiceError, match="no answer to deploy within 2 s"):
-        run(make(), tmp_path / "service")
+        run(make(terminate_timeout_s=30), tmp_path / "service")
     assert calls(cloud) == ["apply", "terminate"]
     assert states(cloud) == {"TERMINATED"}
 
@@ -506,6 +504,7 @@ def test_real_ray_tells_what_it_runs_with(make: Make, tmp_path: Path, monkeypatc
     config = make(
         "profile=optimized",
         startup_timeout_s=180,
+        terminate_timeout_s=180,
         env={"OMP_NUM_THREADS": "1", "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": ""},
     )
     with StandIn(tmp_path / "bucket", LocalRay()) as cloud:

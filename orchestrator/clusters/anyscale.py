@@ -42,7 +42,6 @@ PROBE_ROUTE = "/orchestrator-probe"
 _CALL_TIMEOUT_S = 60.0
 _LOGIN_TIMEOUT_S = 120.0  # the import alone takes seconds
 _DEPLOY_TIMEOUT_S = 300.0  # looks the image up, uploads, applies
-_TERMINATE_TIMEOUT_S = 900.0
 _UNHEALTHY_GRACE_S = 60.0
 _SETTLE_S = 30.0  # so long after a deploy without an answer may the service still turn up
 _POLL_S = 5.0
@@ -252,7 +251,7 @@ class AnyscaleService:
 
     def _end(self) -> None:
         """Ask for termination and wait until it is TERMINATED. Raises ServiceError with what is left to do by hand."""
-        deadline_s = time.monotonic() + _TERMINATE_TIMEOUT_S
+        deadline_s = time.monotonic() + self._config.cluster.terminate_timeout_s
         refused, trouble = 0, ""
         try:
             while self._asked and time.monotonic() < deadline_s and refused <= len(_RETRY_DELAYS_S):
