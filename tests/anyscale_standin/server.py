@@ -139,7 +139,8 @@ class StandIn:
                 await runner.cleanup()
 
     async def _listen(self, app: web.Application) -> str:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        # A workload's payload may be part of its path, which Serve takes at any length.
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, max_line_size=1 << 20)
         self._runners.append(runner)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
