@@ -240,6 +240,9 @@ class Run:
                 started[service] = live.enter_context(self._service(service, directory)), directory
             except ServiceError as error:
                 self._record_no_service(service, trials, error, directory)
+        # Asked to end all at once, before each is waited for, whatever comes while they start.
+        for handle, _ in started.values():
+            live.callback(handle.begin_stop)
         running: dict[Service, Running] = {}
         for service, (handle, directory) in started.items():
             try:
@@ -257,9 +260,6 @@ class Run:
             self._progress.service_ready(service, handle.effective["listener"])
             for warning in handle.effective["warnings"]:
                 self._progress.warning(warning)
-        # Asked to end all at once, before each is waited for.
-        for handle in running.values():
-            live.callback(handle.begin_stop)
         return running
 
     def _record_no_service(self, service: Service, trials: list[Trial], error: ServiceError, log: Path) -> None:

@@ -38,6 +38,7 @@ from orchestrator.process import uninterrupted
 from orchestrator.secrets import Secret, redact
 
 PROBE_ROUTE = "/orchestrator-probe"
+_ENDING = {"TERMINATING", "TERMINATED"}
 
 _CALL_TIMEOUT_S = 60.0
 _LOGIN_TIMEOUT_S = 120.0  # the import alone takes seconds
@@ -156,7 +157,7 @@ class AnyscaleService:
         if self._asked:
             with uninterrupted(), contextlib.suppress(ServiceError):  # the end of the service asks again, and reports
                 status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
-                if status is not None:
+                if status is not None and status["state"] not in _ENDING:
                     self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=status["id"])
 
     def snapshot(self) -> dict[str, Any]:
@@ -234,7 +235,7 @@ class AnyscaleService:
                     return
                 version = status and status["versions"].get(self._version)
                 states = {status and status["state"], version}
-                if "SYSTEM_FAILURE" in states or (version and states & {"TERMINATING", "TERMINATED"}):
+                if "SYSTEM_FAILURE" in states or (version and states & _ENDING):
                     raise ServiceError(f"it will not run: {text}")
                 if "UNHEALTHY" not in states:
                     healthy_at_s = time.monotonic()
@@ -278,7 +279,7 @@ class AnyscaleService:
         self._say(f"terminating: {state}")
         if status is None or (state == "TERMINATED" and self._version not in status["versions"]):
             return time.monotonic() >= self._settled_at_s  # else an apply whose answer was lost may still act
-        if state not in ("TERMINATING", "TERMINATED"):
+        if state not in _ENDING:
             self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=status["id"])
         return state == "TERMINATED"
 
