@@ -156,7 +156,7 @@ class Run:
             with Progress(self.plan, len(todo)) as self._progress:
                 for wave in self.plan.waves:
                     trials = [trial for trial in wave.trials if _key(trial) in todo]
-                    with self._torn_down(), ExitStack() as live:
+                    with ExitStack() as live:
                         running = self._bring_up(wave, trials, live)
                         measured = [trial for trial in trials if trial.service in running]
                         for trial in measured:
@@ -204,28 +204,41 @@ class Run:
 
     @contextlib.contextmanager
     def _service(self, service: Service, directory: Path) -> Iterator[Running]:
-        """One service from its start to its end, timed and shown."""
+        """One service from its start to its end, timed and shown.
+
+        A teardown that leaves something behind is an error of the run, and not the end of it.
+        """
         backend = CLUSTERS[service.config.cluster.kind]()
         self._progress.service_starting(service)
 
         def say(text: str) -> None:
             self._progress.service_status(service, text)
 
+        name = service_name(self.plan, self.paths, service)
         with self._timed("service", service.label), ExitStack() as stack:
-            name = service_name(self.plan, self.paths, service)
-            yield stack.enter_context(backend.service(service.config, name, directory, say))
-            self._progress.stopping(service)
+            try:
+                running = stack.enter_context(backend.service(service.config, name, directory, say))
+            except ServiceError as error:
+                if isinstance(error.__context__, Interrupted):  # unwinding it, the teardown failed
+                    self._teardown_failed(error)
+                    raise error.__context__ from None
+                raise
+            try:
+                yield running
+            finally:
+                self._progress.stopping(service)
+                try:
+                    stack.close()
+                except ServiceError as error:
+                    self._teardown_failed(error)
+                except Interrupted as interrupted:  # held back until the teardown was over
+                    if isinstance(interrupted.__context__, ServiceError):
+                        self._teardown_failed(interrupted.__context__)
+                    raise
 
-    @contextlib.contextmanager
-    def _torn_down(self) -> Iterator[None]:
-        """A teardown that leaves something behind is an error of the run, and not the end of it."""
-        try:
-            yield
-        except ServiceError as error:
-            self.errors.append(str(error))
-            self._progress.teardown_failed(str(error))
-            if isinstance(error.__context__, Interrupted):  # what was being unwound when the teardown failed
-                raise error.__context__ from None
+    def _teardown_failed(self, error: ServiceError) -> None:
+        self.errors.append(str(error))
+        self._progress.teardown_failed(str(error))
 
     def _bring_up(self, wave: Wave, trials: list[Trial], live: ExitStack) -> dict[Service, Running]:
         """The wave's services that have something to measure, side by side; one that fails takes its trials with it."""

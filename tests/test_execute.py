@@ -11,10 +11,10 @@ import pytest
 
 from orchestrator import execute, results
 from orchestrator.config import ClusterKind
-from orchestrator.errors import ServiceError
+from orchestrator.errors import EXIT_FAILED, ServiceError
 from orchestrator.execute import _changes
 from orchestrator.paths import RunPaths
-from orchestrator.plan import Job, make_plan
+from orchestrator.plan import Job, Trial, make_plan
 from orchestrator.process import Interrupted
 from tests.conftest import Compose
 
@@ -59,32 +59,70 @@ def test_lost_listener_and_unhealthy_deployment_are_failures() -> None:
 
 
 class Stubborn:
-    """A backend whose service cannot be ended."""
+    """A backend whose services cannot be ended."""
+
+    deployed = 0
+    interrupts = ""  # when Ctrl-C is pressed: while it is deployed, or held back until it was torn down
 
     @contextlib.contextmanager
     def service(self, *_: Any) -> Iterator[Any]:
-        try:
-            nothing = SimpleNamespace(effective={"listener": None, "warnings": []})
-            nothing.wait_ready = nothing.begin_stop = lambda: None
-            yield nothing
-        finally:
-            raise ServiceError("pid 1 would not end")
+        Stubborn.deployed += 1
+        number = Stubborn.deployed
+        nothing = SimpleNamespace(effective={"listener": None, "warnings": []})
+        nothing.wait_ready = nothing.begin_stop = lambda: None
+        with interrupted_at_the_end() if self.interrupts == "teardown" else contextlib.nullcontext():
+            try:
+                if self.interrupts == "deployment":
+                    press_ctrl_c()
+                yield nothing
+            finally:
+                raise ServiceError(f"service {number} would not end")
 
 
-def test_interrupt_survives_a_teardown_that_fails(
-    tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def press_ctrl_c(*_: object) -> None:
-        raise Interrupted(signal.SIGINT)
+@contextlib.contextmanager
+def interrupted_at_the_end() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        press_ctrl_c()
 
+
+def press_ctrl_c(*_: object) -> None:
+    raise Interrupted(signal.SIGINT)
+
+
+@pytest.fixture
+def stubborn_run(tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch) -> execute.Run:
+    """Of two services that are up at the same time."""
     monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Stubborn)
-    monkeypatch.setattr(execute.Run, "_record_trial", press_ctrl_c)
-    plan = make_plan([Job(compose("sweep=quick"), {}, "baseline")], seed=0)
-    run = execute.Run(plan, RunPaths(tmp_path), [])
+    monkeypatch.setattr(Stubborn, "deployed", 0)
+    config = compose("sweep=quick", "sweep.repeats=2", "cluster.max_live_services=2")
+    return execute.Run(make_plan([Job(config, {}, "baseline")], seed=0), RunPaths(tmp_path), [])
+
+
+@pytest.mark.parametrize(
+    ("interrupts", "left"), [("load", [2, 1]), ("deployment", [1]), ("teardown", [2, 1])], ids=lambda each: str(each)
+)
+def test_interrupt_survives_teardowns_that_fail(
+    stubborn_run: execute.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: str, left: list[int]
+) -> None:
+    monkeypatch.setattr(Stubborn, "interrupts", interrupts)
+    action = press_ctrl_c if interrupts == "load" else lambda *_: None
+    monkeypatch.setattr(execute.Run, "_record_trial", action)
     with pytest.raises(Interrupted):
-        run.go()
-    assert run.errors == ["pid 1 would not end"]
-    assert results.read_json(tmp_path / "run.json")["status"] == "interrupted"
+        stubborn_run.go()
+    assert stubborn_run.errors == [f"service {number} would not end" for number in left]
+    record = results.read_json(tmp_path / "run.json")
+    assert (record["status"], record["errors"]) == ("interrupted", stubborn_run.errors)
+
+
+def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: execute.Run, trial: Trial, _running: object) -> None:
+        run._record_failure(trial, "trial", "not measured", run.paths.root)
+
+    monkeypatch.setattr(execute.Run, "_record_trial", fail)
+    assert stubborn_run.go() == EXIT_FAILED
+    assert stubborn_run.errors == ["service 2 would not end", "service 1 would not end"]
 
 
 def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_path: Path) -> None:
