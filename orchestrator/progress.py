@@ -136,26 +136,39 @@ def print_plan(plan: Plan) -> None:
         table.add_row(escape(arm.name), " ".join(map(str, arm.levels)), escape(flags) or "(none)")
     console.print(table)
     if any(arm.config.workload.application is None for arm in plan.arms):
-        console.print("\nA workload without Ray Serve has no flags: it is measured once, whatever profiles are swept.")
+        line("\nA workload without Ray Serve has no flags: it is measured once, whatever profiles are swept.")
     repeats = plan.arms[0].config.sweep.repeats
-    console.print(
+    line(
         f"\n{len(plan.arms)} arms x {repeats} repeats: {len(plan.services)} services, {len(plan.trials)} trials, "
-        f"about {plan.duration_s / 60:.0f} min (seed {plan.seed})"
+        f"about {_duration(plan.duration_s)} (seed {plan.seed})"
     )
     if rented := dict.fromkeys(tuple(machines(arm.config)) for arm in plan.arms if machines(arm.config)):
         each = "; ".join(", ".join(f"{count} x {name}" for name, count in one) for one in rented)
-        cost = plan.cost_usd()
-        price = "cost unknown (cluster.usd_per_hour)" if cost is None else f"{cost:.2f} USD"
-        console.print(f"Each service: {escape(each)}. About {plan.service_hours:.1f} service hours, {price}")
+        line(f"Each service: {escape(each)}. About {plan.service_hours:.1f} service hours, {_cost(plan)}")
     compare = plan.arms[0].config.compare
     looks = f"{compare.max_looks} look{'s' if compare.max_looks > 1 else ''}"
     for cell in primary_cells(plan.arms):
         if cell["candidate"]:
             what = f"{cell['candidate']} against {cell['baseline']}: throughput at {cell['level']}"
-            console.print(f"Judged: {escape(what)}, margin {100 * compare.margin:g} %, {looks}")
-    console.print("Order of services:")
+            line(f"Judged: {escape(what)}, margin {100 * compare.margin:g} %, {looks}")
+    line("Order of services:")
     for number, wave in enumerate(plan.waves, 1):
-        console.print(f"  {number:>3}  {escape('  |  '.join(service.label for service in wave.services))}")
+        line(f"  {number:>3}  {escape('  |  '.join(service.label for service in wave.services))}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _cost(plan: Plan) -> str:
+    """In words: what it comes to and at which price, or how to declare one."""
+    prices = {arm.config.cluster.name: arm.config.cluster.usd_per_hour for arm in plan.arms}
+    cost = plan.cost_usd()
+    if cost is None:
+        unpriced = ", ".join(name for name, price in prices.items() if price is None)
+        return f"cost unknown: {unpriced} has no price (cluster.usd_per_hour=<USD, all machines of one service>)"
+    each = ", ".join(f"{price:g}" for price in dict.fromkeys(prices.values()))
+    return f"about {cost:.2f} USD at {each} USD an hour a service (cluster.usd_per_hour)"
 
 
 def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
