@@ -71,36 +71,6 @@ def test_every_combination_composes(compose: Compose, workload: str, profile: st
             assert render_application(config)["import_path"] == f"workloads.{workload}.app:build"
 
 
-@pytest.mark.parametrize("num_replicas", [1, 2, 4, 8])
-@pytest.mark.parametrize("profile", ["baseline", "optimized", "direct_streaming"])
-def test_the_llm_service_is_the_studys(compose: Compose, num_replicas: int, profile: str) -> None:
-    config = compose(
-        "workload=llm", "cluster=local_h100", f"workload.num_replicas={num_replicas}", f"profile={profile}"
-    )
-    ingress = {"num_replicas": 4 * num_replicas, "max_ongoing_requests": 8192}
-    assert render_application(config)["args"] == {
-        "llm_configs": [
-            {
-                "model_loading_config": {"model_id": "openai/gpt-oss-20b", "model_source": "openai/gpt-oss-20b"},
-                "engine_kwargs": {
-                    "tensor_parallel_size": 1,
-                    "max_model_len": 4096,
-                    "gpu_memory_utilization": 0.95,
-                    "max_num_seqs": 256,
-                    "max_num_batched_tokens": 16384,
-                    "enable_prefix_caching": False,
-                },
-                "placement_group_config": None,
-                "deployment_config": {"num_replicas": num_replicas, "max_ongoing_requests": 8192},
-            }
-        ],
-        "ingress_deployment_config": None if profile == "direct_streaming" else ingress,
-    }
-    assert (config.sweep.concurrency, config.sweep.per_replica) == ([256], True)
-    client = config.workload.client.options
-    assert (client["num_input_tokens"], client["num_output_tokens"]) == (512, 128)
-
-
 def test_vllm_alone_has_the_same_engine(compose: Compose) -> None:
     served = compose("workload=vllm", "cluster=local_h100")
     behind_ray = compose("workload=llm", "cluster=local_h100")
