@@ -98,7 +98,6 @@ SUMMARY_COLUMNS: dict[str, Column] = {
     "num_replicas": Column(_INT, "replicas of the served deployments"),
     "started_at": Column(_STR, "start of the trial, ISO 8601, UTC"),
 }
-_SUMMARY_SCHEMA = pa.schema([(name, column.dtype) for name, column in SUMMARY_COLUMNS.items()])
 
 # Keys of the JSON files. Times `_at` are ISO 8601 strings in UTC unless they end in `_at_s`.
 RUN_KEYS = {
@@ -320,34 +319,19 @@ def read_json(path: Path) -> Any:
 # ---- Samples to metrics ----
 
 
-def percentiles(values: np.ndarray, ps: Sequence[float]) -> list[float | None]:
-    """Percentiles of raw values for fractions `ps` in (0, 1), by numpy's linear interpolation, in one pass.
+def percentile(values: np.ndarray, p: float) -> float | None:
+    """Percentile of raw values by numpy's linear interpolation; `p` is a fraction, 0.99 for p99.
 
     None unless at least 10 values are expected above it, n(1-p) >= 10: p50 needs 20, p99 1,000, p99.9 10,000.
     """
-    assert all(0 < p < 1 for p in ps), f"fractions, not per cent: {ps}"
+    assert 0 < p < 1, f"a fraction, not per cent: {p}"
     # Rounded, for 100 * (1 - 0.9) is 9.999999999999998.
-    known = [p for p in ps if round(len(values) * (1 - p), 6) >= 10]
-    found = dict(zip(known, np.quantile(values, known).tolist(), strict=True)) if known else {}
-    return [found.get(p) for p in ps]
+    return float(np.quantile(values, p)) if round(len(values) * (1 - p), 6) >= 10 else None
 
 
-def percentile(values: np.ndarray, p: float) -> float | None:
-    """One of `percentiles`: `p` is a fraction, 0.99 for p99; None with too few values."""
-    return percentiles(values, [p])[0]
-
-
-def _floats(samples: pa.Table, name: str) -> np.ndarray:
-    """A column as float64, null as NaN. May share memory with the table: do not write to it."""
-    return samples[name].to_numpy()
-
-
-def _unfinished(samples: pa.Table) -> np.ndarray | None:
-    """Mask of the requests still in flight after the drain; None if there are none (usual, and cheap)."""
-    if samples["error"].null_count == len(samples):
-        return None
-    mask = pc.fill_null(pc.equal(samples["error"], UNFINISHED), False).to_numpy()
-    return mask if mask.any() else None
+def _unfinished(samples: pa.Table) -> np.ndarray:
+    """Mask of the requests still in flight after the drain."""
+    return pc.fill_null(pc.equal(samples["error"], UNFINISHED), False).to_numpy()
 
 
 def completed_at_s(samples: pa.Table) -> np.ndarray:
@@ -356,24 +340,16 @@ def completed_at_s(samples: pa.Table) -> np.ndarray:
     Latency counts from the intended send where there is one (open loop), else from the actual send. A failure
     without a latency is taken to have completed when it was sent.
     """
-    latency, start = samples["latency_ms"], samples["sent_at_s"]
-    if latency.null_count:
-        latency = pc.fill_null(latency, 0.0)
-    if samples["intended_at_s"].null_count < len(samples):
-        start = pc.coalesce(samples["intended_at_s"], start)
-    completed = latency.to_numpy() / 1000
-    completed += start.to_numpy()
-    unfinished = _unfinished(samples)
-    if unfinished is not None:
-        completed[unfinished] = np.inf
-    return completed
+    start_s = pc.coalesce(samples["intended_at_s"], samples["sent_at_s"]).to_numpy()
+    latency_ms = pc.fill_null(samples["latency_ms"], 0.0).to_numpy()
+    return np.where(_unfinished(samples), np.inf, start_s + latency_ms / 1000)
 
 
-def _in_window(completed: np.ndarray, duration_s: float) -> np.ndarray:
-    return (completed >= 0) & (completed < duration_s)
+def _succeeded(samples: pa.Table, completed: np.ndarray, duration_s: float) -> np.ndarray:
+    """Mask of the successes that completed in the window."""
+    return (completed >= 0) & (completed < duration_s) & samples["ok"].to_numpy()
 
 
-_SLO_COLUMNS = {"latency_p99_ms": "latency_ms", "ttft_p99_ms": "ttft_ms", "tpot_p99_ms": "tpot_ms"}
 _PERCENTILES = {
     "latency": {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999},
     "ttft": {"p50": 0.5, "p99": 0.99},
@@ -397,16 +373,15 @@ def compute_metrics(
 
     Raises `ValueError` for an unknown key in `slo`.
     """
-    if unknown := set(slo) - set(_SLO_COLUMNS):
-        raise ValueError(f"unknown SLO {sorted(unknown)}; available: {', '.join(_SLO_COLUMNS)}")
-    completed, ok = completed_at_s(samples), samples["ok"].to_numpy()
-    in_window = _in_window(completed, duration_s)
-    succeeded = in_window & ok
-    num_successful = int(np.count_nonzero(succeeded))
-    num_failed = int(np.count_nonzero(in_window)) - num_successful
-    unfinished = _unfinished(samples)
-    if unfinished is not None:
-        num_failed += int(np.count_nonzero(unfinished & (_floats(samples, "sent_at_s") < duration_s)))
+    slos = [f"{prefix}_p99_ms" for prefix in _PERCENTILES]
+    if unknown := set(slo) - set(slos):
+        raise ValueError(f"unknown SLO {sorted(unknown)}; available: {', '.join(slos)}")
+    completed = completed_at_s(samples)
+    succeeded = _succeeded(samples, completed, duration_s)
+    num_successful = int(succeeded.sum())
+    in_window = (completed >= 0) & (completed < duration_s)
+    never_finished = _unfinished(samples) & (samples["sent_at_s"].to_numpy() < duration_s)
+    num_failed = int((in_window | never_finished).sum()) - num_successful
     total = num_successful + num_failed
     metrics: dict[str, float | int | None] = {
         "num_successful": num_successful,
@@ -417,32 +392,24 @@ def compute_metrics(
     }
     for side in ("input", "output"):
         tokens = samples[f"num_{side}_tokens"]
-        told = tokens.null_count < len(samples)
-        per_request = pc.fill_null(tokens, 0).to_numpy() if told else None
-        metrics[f"{side}_throughput_tok_per_s"] = (
-            None if per_request is None else int(per_request.sum(dtype=np.int64, where=succeeded)) / duration_s
-        )
+        told = tokens.null_count < len(tokens)
+        num_tokens = pc.sum(tokens.filter(pa.array(succeeded)), min_count=0).as_py()
+        metrics[f"{side}_throughput_tok_per_s"] = num_tokens / duration_s if told else None
 
-    targets = {_SLO_COLUMNS[key]: target for key, target in slo.items() if target is not None}
     good = np.ones(num_successful, dtype=bool)
-    judged = bool(targets)
-    for prefix, wanted in _PERCENTILES.items():
-        name = f"{prefix}_ms"
-        if samples[name].null_count == len(samples):
-            values = np.empty(0)
-        else:
-            values = _floats(samples, name)[succeeded]
-            if name in targets:
-                good &= ~(values > targets[name]) if name == "tpot_ms" else values <= targets[name]
-            if samples[name].null_count:
-                values = values[~np.isnan(values)]
-        if name in targets and num_successful and not len(values):
-            judged = False
+    judged = any(target is not None for target in slo.values())
+    for prefix, labels in _PERCENTILES.items():
+        per_request = samples[f"{prefix}_ms"].to_numpy()[succeeded]  # null is NaN
+        values = per_request[~np.isnan(per_request)]
+        target = slo.get(f"{prefix}_p99_ms")
+        if target is not None:
+            good &= ~(per_request > target) if prefix == "tpot" else per_request <= target
+            judged &= len(values) > 0 or num_successful == 0
         metrics[f"{prefix}_mean_ms"] = float(values.mean()) if len(values) else None
-        for label, value in zip(wanted, percentiles(values, list(wanted.values())), strict=True):
-            metrics[f"{prefix}_{label}_ms"] = value
+        for label, p in labels.items():
+            metrics[f"{prefix}_{label}_ms"] = percentile(values, p)
     if judged:
-        metrics["goodput_rps"] = int(np.count_nonzero(good)) / duration_s
+        metrics["goodput_rps"] = int(good.sum()) / duration_s
     return metrics
 
 
@@ -453,9 +420,7 @@ def whole_run(samples: pa.Table, duration_s: float) -> dict[str, float | int | N
     Hence its rules: a reply of another length than asked counts, and percentiles are given however few values
     there are. None without a value.
     """
-    error = samples["error"]
-    short = pc.fill_null(pc.starts_with(error, SHORT_REPLY), False)
-    long = pc.fill_null(pc.starts_with(error, LONG_REPLY), False)
+    short, long = (pc.fill_null(pc.starts_with(samples["error"], code), False) for code in (SHORT_REPLY, LONG_REPLY))
     completed = samples.filter(pc.or_(samples["ok"], pc.or_(short, long)))
     figures: dict[str, float | int | None] = {
         "duration_s": duration_s,
@@ -480,8 +445,7 @@ _BUNCHED_TPOT_MS, _MAX_BUNCHED_RATIO = 0.05, 0.1  # nothing generates a token in
 
 def tokens_are_bunched(samples: pa.Table, duration_s: float) -> bool:
     """Whether more than a tenth of the streamed replies brought their tokens all at once: no stream, in fact."""
-    inside = _in_window(completed_at_s(samples), duration_s) & samples["ok"].to_numpy()
-    tpot_ms = _floats(samples, "tpot_ms")[inside]
+    tpot_ms = samples["tpot_ms"].to_numpy()[_succeeded(samples, completed_at_s(samples), duration_s)]
     tpot_ms = tpot_ms[~np.isnan(tpot_ms)]
     return bool(len(tpot_ms)) and float((tpot_ms < _BUNCHED_TPOT_MS).mean()) > _MAX_BUNCHED_RATIO
 
@@ -491,9 +455,8 @@ def in_flight_mean(samples: pa.Table, end_s: float, start_s: float = 0.0) -> flo
 
     From the actual send to the completion, failures included; an unfinished request is in flight to the end.
     """
-    overlap = np.minimum(completed_at_s(samples), end_s)
-    overlap -= np.maximum(_floats(samples, "sent_at_s"), start_s)
-    return float(np.maximum(overlap, 0, out=overlap).sum()) / (end_s - start_s)
+    overlap_s = np.minimum(completed_at_s(samples), end_s) - np.maximum(samples["sent_at_s"].to_numpy(), start_s)
+    return float(np.maximum(overlap_s, 0).sum()) / (end_s - start_s)
 
 
 class Drift(NamedTuple):
@@ -516,17 +479,12 @@ def drift(samples: pa.Table, duration_s: float) -> Drift | None:
     widens as requests get fewer.
     """
     completed = completed_at_s(samples)
-    completed = completed[_in_window(completed, duration_s) & samples["ok"].to_numpy()]
+    completed = completed[_succeeded(samples, completed, duration_s)]
     if not len(completed):
         return None
-    # A completion one ulp below the end can round up to slice 20.
-    index = np.minimum((completed * (_NUM_SLICES / duration_s)).astype(np.int64), _NUM_SLICES - 1)
-    counts = np.bincount(index, minlength=_NUM_SLICES)
-    x = np.arange(_NUM_SLICES) - (_NUM_SLICES - 1) / 2
-    deviation = counts - counts.mean()
-    slope = (x @ deviation) / (x @ x)
-    residual = deviation - slope * x
-    half = _T_975_18DOF * np.sqrt(residual @ residual / (_NUM_SLICES - 2) / (x @ x))
+    counts, _ = np.histogram(completed, _NUM_SLICES, (0.0, duration_s))
+    (slope, _), covariance = np.polyfit(np.arange(_NUM_SLICES), counts, 1, cov=True)
+    half = _T_975_18DOF * np.sqrt(covariance[0, 0])
     low, mid, high = (float(value * _NUM_SLICES / counts.mean()) for value in (slope - half, slope, slope + half))
     return Drift(mid, low, high)
 
@@ -552,6 +510,13 @@ class Validity:
         self.reasons.append(code)
         self.details[code] = detail
 
+    def judge(self, code: str, found: float | None, limit: float, detail: str) -> None:
+        """INVALID if `found` is above `limit`, unchecked if nobody knows it. `detail` is a template of both."""
+        if found is None:
+            self.unchecked.append(code)
+        elif found > limit:
+            self.invalidate(code, detail.format(found=found, limit=limit))
+
 
 def check_validity(
     samples: pa.Table,
@@ -567,30 +532,12 @@ def check_validity(
 
     `metrics` are `compute_metrics` of the same samples and `duration_s`. `concurrency` is None in open loop,
     where `in_flight` does not apply. `client` has `CLIENT_KEYS`, `server` has `SERVER_KEYS` or is None; a
-    fact that is missing or None makes its rule `unchecked`. `thresholds` has `max_error_ratio`,
-    `max_window_shortfall_ratio`, `max_drift_ratio`, `min_in_flight_ratio`, `max_client_cpu_ratio` and
-    `max_client_lag_ratio`.
+    fact that is missing or None makes its rule `unchecked`. `thresholds` has the fields of `config.ValidityConfig`.
     """
     validity = Validity()
-    _check_requests(validity, samples, metrics, concurrency, duration_s, client, thresholds)
-    _check_window(validity, samples, metrics, concurrency, duration_s, client, thresholds)
-    _check_client(validity, metrics, client, thresholds)
-    _check_server(validity, server or {})
-    return validity
-
-
-def _check_requests(
-    validity: Validity,
-    samples: pa.Table,
-    metrics: Mapping[str, float | int | None],
-    concurrency: int | None,
-    duration_s: float,
-    client: Mapping[str, Any],
-    thresholds: Mapping[str, float],
-) -> None:
-    """What the requests themselves tell: errors, drift, number in flight."""
-    error_ratio, num_failed = metrics["error_ratio"], metrics["num_failed"]
-    if error_ratio is None:
+    num_successful, num_failed = metrics["num_successful"] or 0, metrics["num_failed"] or 0
+    num_requests = num_successful + num_failed
+    if not num_requests:
         validity.invalidate(
             "no_samples",
             f"No request completed in the window of {duration_s:g} s ({len(samples)} were recorded in all). "
@@ -598,21 +545,19 @@ def _check_requests(
         )
         # One cause, one code: what follows from it is not judged.
         validity.unchecked += ["error_ratio", "drift"] + ([] if concurrency is None else ["in_flight"])
-        return
-    if not metrics["num_successful"]:
+    elif not num_successful:
         validity.invalidate(
-            "no_success",
-            f"All {num_failed} requests of the window failed. Read client.log and the service's logs.",
+            "no_success", f"All {num_failed} requests of the window failed. Read client.log and the service's logs."
         )
         validity.unchecked += ["drift"]
     else:
-        limit = thresholds["max_error_ratio"]
-        if error_ratio > limit:
-            validity.invalidate(
-                "error_ratio",
-                f"{error_ratio:.2%} of requests failed ({num_failed}), more than {limit:.2%}. "
-                "Failures are often fast: read the errors in samples.parquet and the service's logs.",
-            )
+        validity.judge(
+            "error_ratio",
+            metrics["error_ratio"],
+            thresholds["max_error_ratio"],
+            f"{{found:.2%}} of requests failed ({num_failed}), more than {{limit:.2%}}. "
+            "Failures are often fast: read the errors in samples.parquet and the service's logs.",
+        )
         trend, limit = drift(samples, duration_s), thresholds["max_drift_ratio"]
         assert trend is not None, "metrics are of other samples"
         if abs(trend.ratio) > limit and not trend.ci_low <= 0 <= trend.ci_high:
@@ -622,7 +567,7 @@ def _check_requests(
                 f"{trend.ci_low:+.0%} to {trend.ci_high:+.0%}), more than {limit:.0%}. "
                 "Lengthen warmup_s (vLLM's client: raise num_prompts), or stop other work on these machines.",
             )
-    if concurrency is not None:
+    if num_requests and concurrency is not None:
         found, limit = client.get("in_flight_mean"), thresholds["min_in_flight_ratio"]
         found = in_flight_mean(samples, duration_s) if found is None else found
         if found < limit * concurrency:
@@ -633,22 +578,9 @@ def _check_requests(
                 "or requests failed at once (see the errors).",
             )
 
-
-def _check_window(
-    validity: Validity,
-    samples: pa.Table,
-    metrics: Mapping[str, float | int | None],
-    concurrency: int | None,
-    duration_s: float,
-    client: Mapping[str, Any],
-    thresholds: Mapping[str, float],
-) -> None:
-    """Whether the load was there from the window's start to its end."""
     window_s, limit = client.get("window_s"), thresholds["max_window_shortfall_ratio"]
-    num_requests = (metrics["num_successful"] or 0) + (metrics["num_failed"] or 0)
-    # In flight, not completions: with latencies as long as the window completions may well stop early, load
-    # does not. In open loop an idle tenth may be chance; with >= 100 requests it has a probability of e^-10
-    # or so.
+    # In flight, not completions: with latencies as long as the window completions may well stop early, load does not.
+    # In open loop an idle tenth may be chance; with >= 100 requests it has a probability of e^-10 or so.
     expect_load = num_requests >= (100 if concurrency is None else 1)
     if window_s is not None and window_s < duration_s * (1 - limit):
         validity.invalidate(
@@ -664,33 +596,28 @@ def _check_window(
         )
     elif window_s is None:
         validity.unchecked.append("window_cut_short")
-
-    started_at_s = client.get("all_clients_started_at_s")
-    if started_at_s is None:
-        validity.unchecked.append("ramp_in_window")
-    elif started_at_s > 0:
-        validity.invalidate(
-            "ramp_in_window",
-            f"The last client started {started_at_s:.3g} s into the window, not before it. Lengthen warmup_s.",
-        )
+    _check_client(validity, metrics["latency_p50_ms"], client, thresholds)
+    _check_server(validity, server or {})
+    return validity
 
 
 def _check_client(
-    validity: Validity,
-    metrics: Mapping[str, float | int | None],
-    client: Mapping[str, Any],
-    thresholds: Mapping[str, float],
+    validity: Validity, p50_ms: float | None, client: Mapping[str, Any], thresholds: Mapping[str, float]
 ) -> None:
     """Whether we measured the service or the client."""
-    num_task_errors = client.get("num_task_errors")
-    if num_task_errors is None:
-        validity.unchecked.append("task_error")
-    elif num_task_errors:
-        validity.invalidate(
-            "task_error",
-            f"The locustfile's task raised {num_task_errors} times, none is allowed: what it found wrong is in "
-            "client.log. Mark a bad reply with response.failure() instead.",
-        )
+    validity.judge(
+        "ramp_in_window",
+        client.get("all_clients_started_at_s"),
+        0,
+        "The last client started {found:.3g} s into the window, not before it. Lengthen warmup_s.",
+    )
+    validity.judge(
+        "task_error",
+        client.get("num_task_errors"),
+        0,
+        "The locustfile's task raised {found} times, none is allowed: what it found wrong is in client.log. "
+        "Mark a bad reply with response.failure() instead.",
+    )
     sent_rps, offered_rps, limit = client.get("sent_rps"), client.get("offered_rps"), thresholds["min_offered_ratio"]
     if sent_rps is not None and offered_rps is not None and sent_rps < limit * offered_rps:
         validity.invalidate(
@@ -698,36 +625,26 @@ def _check_client(
             f"Requests were sent at {sent_rps:.4g}/s, less than {limit:.0%} of the {offered_rps:g}/s offered: all "
             "clients waited for replies. Offer less, or raise the concurrency.",
         )
-    cpu_ratio, limit = client.get("cpu_ratio"), thresholds["max_client_cpu_ratio"]
-    if cpu_ratio is None:
-        validity.unchecked.append("client_cpu")
-    elif cpu_ratio > limit:
-        validity.invalidate(
-            "client_cpu",
-            f"The busiest client process used {cpu_ratio:.0%} of a core, more than {limit:.0%}. "
-            "Give the client more processes, or a machine of its own.",
-        )
-    lag_ms, p50_ms, limit = (
-        client.get("lag_p50_ms"),
-        metrics["latency_p50_ms"],
-        thresholds["max_client_lag_ratio"],
+    validity.judge(
+        "client_cpu",
+        client.get("cpu_ratio"),
+        thresholds["max_client_cpu_ratio"],
+        "The busiest client process used {found:.0%} of a core, more than {limit:.0%}. "
+        "Give the client more processes, or a machine of its own.",
     )
-    if lag_ms is None or p50_ms is None:
-        validity.unchecked.append("client_lag")
-    elif lag_ms > limit * p50_ms:
-        validity.invalidate(
-            "client_lag",
-            f"The client's event loop lagged by {lag_ms:.3g} ms (median), more than {limit:.0%} of the "
-            f"median latency of {p50_ms:.3g} ms. Give the client more processes, or a machine of its own.",
-        )
+    lag_ms, limit = client.get("lag_p50_ms"), thresholds["max_client_lag_ratio"]
+    validity.judge(
+        "client_lag",
+        None if p50_ms is None else lag_ms,
+        limit * (p50_ms or 0),
+        f"The client's event loop lagged by {{found:.3g}} ms (median), more than {limit:.0%} of the "
+        f"median latency of {p50_ms or 0:.3g} ms. Give the client more processes, or a machine of its own.",
+    )
 
 
 def _check_server(validity: Validity, server: Mapping[str, Any]) -> None:
     """Whether the service that ended the trial is the one that began it."""
-    for code, key, what in (
-        ("replica_restart", "restarted", "replaced"),
-        ("actor_failed", "failed", "lost"),
-    ):
+    for code, key, what in (("replica_restart", "restarted", "replaced"), ("actor_failed", "failed", "lost")):
         names = server.get(key)
         if names is None:
             validity.unchecked.append(code)
@@ -766,17 +683,12 @@ def summary_row(identity: Mapping[str, Any], trial: Mapping[str, Any] | None = N
 def summary_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows to a table of exactly `SUMMARY_COLUMNS`; a missing key is null.
 
-    Raises `ValueError` for an unknown key or a value of another type, naming the column.
+    Raises `ValueError` for an unknown key or a value of another type.
     """
     if unknown := {key for row in rows for key in row} - set(SUMMARY_COLUMNS):
         raise ValueError(f"not summary columns: {sorted(unknown)}; they are listed in results.SUMMARY_COLUMNS")
-    columns = []
-    for name, column in SUMMARY_COLUMNS.items():
-        try:
-            columns.append(pa.array([row.get(name) for row in rows], type=column.dtype))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"summary column {name} must be {column.dtype}: {error}") from error
-    return pa.table(columns, schema=_SUMMARY_SCHEMA)
+    schema = pa.schema([(name, column.dtype) for name, column in SUMMARY_COLUMNS.items()])
+    return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 def write_summary(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:

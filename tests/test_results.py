@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,7 +76,7 @@ def test_percentile_needs_ten_values_beyond_it(p: float, needed: int) -> None:
 
 
 def test_percentile_takes_a_fraction() -> None:
-    with pytest.raises(AssertionError, match="fractions"):
+    with pytest.raises(AssertionError, match="a fraction"):
         percentile(np.arange(100_000.0), 99)
 
 
@@ -276,9 +277,9 @@ def test_drift_interval_is_the_textbook_one() -> None:
     counts = rng.poisson(40, 20)
     sent = np.repeat(np.arange(20) + 0.5, counts)
     trend = drift(table(sent_at_s=sent, latency_ms=np.zeros(len(sent))), 20.0)
-    (slope, _), covariance = np.polyfit(np.arange(20), counts, 1, cov=True)
-    half = 2.100922 * np.sqrt(covariance[0, 0])  # scipy.stats.t.ppf(0.975, 18)
-    expected = np.array([slope, slope - half, slope + half]) * 20 / counts.mean()
+    fit = scipy.stats.linregress(np.arange(20), counts)
+    half = scipy.stats.t.ppf(0.975, 18) * fit.stderr
+    expected = np.array([fit.slope, fit.slope - half, fit.slope + half]) * 20 / counts.mean()
     assert trend == pytest.approx(tuple(expected), rel=1e-6)
 
 
@@ -591,9 +592,9 @@ def test_an_empty_summary_has_its_columns() -> None:
 def test_unknown_columns_and_wrong_types_are_refused() -> None:
     with pytest.raises(ValueError, match="p99_latency"):
         summary_table([{"arm": "a", "p99_latency": 1.0}])
-    with pytest.raises(ValueError, match="summary column throughput_rps must be double"):
+    with pytest.raises(ValueError, match="double"):
         summary_table([{"throughput_rps": "fast"}])
-    with pytest.raises(ValueError, match="summary column valid must be bool"):
+    with pytest.raises(ValueError, match="bool"):
         summary_table([{"valid": "yes"}])
 
 
