@@ -171,30 +171,26 @@ def parse(composed: DictConfig) -> Config:
     """
     try:
         config = OmegaConf.to_object(composed)
+        assert isinstance(config, Config)
+        config.workload = _workload(config.workload)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
-    assert isinstance(config, Config)
-    config.workload = _workload(config.workload)
     config.sweep.concurrency = _concurrency(config.sweep.concurrency)
     config.compare.treatment = _treatment(config.compare.treatment)
     for where in ("cluster", "workload", "profile"):
         _check_env(f"{where}.env", getattr(config, where).env)
-    _check_ranges(config)
+    _check_numbers(config)
+    _check_headers(config)
+    _check_replicas(config)
+    _check_client(config)
     return config
 
 
 def _workload(node: Any) -> WorkloadConfig:
     if not isinstance(node, Mapping):
         raise ConfigError(f"workload must be a mapping, found {node!r}")
-    names = [each.name for each in fields(WorkloadConfig) if each.name in node or each.default is MISSING]
-    missing = [name for name in names if name not in node]
-    if missing:
-        raise ConfigError(f"workload lacks {', '.join(missing)}; it has {', '.join(node)}")
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(WorkloadConfig), {name: node[name] for name in names})
-        workload = OmegaConf.to_object(typed)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"workload: {error}") from error
+    ours = {each.name: node[each.name] for each in fields(WorkloadConfig) if each.name in node}
+    workload = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WorkloadConfig), ours))
     assert isinstance(workload, WorkloadConfig)
     if (workload.application is None) == (workload.server is None):
         raise ConfigError(f"workload {workload.name} needs an application or a server, and not both")
@@ -202,8 +198,11 @@ def _workload(node: Any) -> WorkloadConfig:
         _check_application(workload.application)
     if not workload.ready_path.startswith("/"):
         raise ConfigError(f"workload.ready_path must start with /, found {workload.ready_path!r}")
+    # A name tells what a workload's own value must be: `num_`, `max_` and `_bytes` count, `_s` measures.
     for name, value in node.items():
-        _check_number(f"workload.{name}", value)
+        counts = name.startswith(("num_", "max_")) or name.endswith("_bytes")
+        if counts or name.endswith("_s"):
+            _check_number(f"workload.{name}", value, whole=counts, above_0=name == "num_replicas")
     return workload
 
 
@@ -215,15 +214,11 @@ def _check_application(application: Mapping[str, Any]) -> None:
         raise ConfigError(f"workload.application.deployments must map names to settings, found {deployments!r}")
 
 
-def _check_number(key: str, value: Any) -> None:
-    """A name tells what a workload's own value must be: `num_` and `max_` count, `_s` and `_bytes` measure."""
-    name = key.rpartition(".")[2]
-    counts = name.startswith(("num_", "max_")) or name.endswith("_bytes")
-    if not counts and not name.endswith("_s"):
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < float("inf") or (counts and value != int(value)):
-        raise ConfigError(f"{key} must be a {'whole ' if counts else ''}number and not negative, found {value!r}")
+def _check_number(key: str, value: Any, *, whole: bool = False, above_0: bool = False) -> None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    if not fits or (above_0 and value == 0) or (whole and value != int(value)):
+        what = f"{'whole ' if whole else ''}number {'above 0' if above_0 else 'and not negative'}"
+        raise ConfigError(f"{key} must be a {what}, found {value!r}")
 
 
 def _concurrency(value: Any) -> list[int]:
@@ -276,45 +271,24 @@ def _check_headers(config: Config) -> None:
             )
 
 
-def _check_ranges(config: Config) -> None:
-    sweep, cluster = config.sweep, config.cluster
-    positive = {
-        "sweep.repeats": sweep.repeats,
-        "sweep.duration_s": sweep.duration_s,
-        "cluster.num_cpus": cluster.num_cpus,
-        "cluster.client_processes": cluster.client_processes,
-        "cluster.max_live_services": cluster.max_live_services,
-        "cluster.startup_timeout_s": cluster.startup_timeout_s,
-        "cluster.terminate_timeout_s": cluster.terminate_timeout_s,
-        "compare.margin": config.compare.margin,
-        "compare.max_looks": config.compare.max_looks,
-    }
-    not_negative = {
-        "sweep.ramp_up_s": sweep.ramp_up_s,
-        "sweep.warmup_s": sweep.warmup_s,
-        "sweep.drain_s": sweep.drain_s,
-        "sweep.cooldown_s": sweep.cooldown_s,
-        "cluster.num_gpus": cluster.num_gpus,
-    } | {f"validity.{each.name}": getattr(config.validity, each.name) for each in fields(ValidityConfig)}
-    for key, value in positive.items():
-        if not 0 < value < float("inf"):
-            raise ConfigError(f"{key} must be above 0, found {value}")
-    for key, value in not_negative.items():
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"{key} must not be negative, found {value}")
+_ABOVE_0 = {
+    *("repeats", "duration_s", "num_cpus", "client_processes", "max_live_services", "startup_timeout_s"),
+    *("terminate_timeout_s", "margin", "max_looks", "latency_p99_ms", "ttft_p99_ms", "tpot_p99_ms"),
+}
+
+
+def _check_numbers(config: Config) -> None:
+    for section in ("cluster", "sweep", "slo", "validity", "compare"):
+        for name, value in vars(getattr(config, section)).items():
+            if type(value) in (int, float):
+                _check_number(f"{section}.{name}", value, above_0=name in _ABOVE_0)
+    cluster = config.cluster
     if config.compare.margin >= 1:
         raise ConfigError(f"compare.margin is a fraction, 0.05 = 5 %, found {config.compare.margin}")
     if cluster.http_port is not None and not 1024 <= cluster.http_port <= 65535:
         raise ConfigError(f"cluster.http_port must lie in 1024..65535 or be null, found {cluster.http_port}")
     if cluster.http_port is not None and cluster.max_live_services > 1:
         raise ConfigError("cluster.http_port names one port, but cluster.max_live_services is above 1; leave it null")
-    for each in fields(SloConfig):
-        value = getattr(config.slo, each.name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"slo.{each.name} must be above 0 or null, found {value}")
-    _check_headers(config)
-    _check_replicas(config)
-    _check_client(config)
 
 
 _LLM_OPTIONS = (
@@ -334,13 +308,11 @@ class _Ask(NamedTuple):
 
 def _check_replicas(config: Config) -> None:
     """More replicas than the cluster can hold would only time out, so this is refused here."""
-    if config.workload.num_replicas < 1:
-        raise ConfigError(f"workload.num_replicas must be at least 1, found {config.workload.num_replicas}")
     try:
         asks = _asks(config)
+    except ConfigError:
+        raise
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(
             f"the model's settings do not have the shape that workload {config.workload.name} needs (model.*, "
             f"workload.server, application.args.llm_configs): {error!r}"
@@ -365,15 +337,12 @@ def _asks(config: Config) -> list[_Ask]:
     asks = [_ask(settings["name"], settings) for settings in application["deployments"]]
     args = application.get("args") or {}
     for llm in args.get("llm_configs") or ():  # ray.serve.llm's: the deployments are its own
-        engine, group = llm["engine_kwargs"], llm.get("placement_group_config") or {}
+        group = llm.get("placement_group_config") or {}
         bundle = group.get("bundle_per_worker", {"GPU": 1})  # Ray's own choice where nothing is said
-        workers = _num_workers(engine)
-        replica = _ask("model replica", llm["deployment_config"])
+        name, num_replicas, cpus, gpus = _ask("model replica", llm["deployment_config"])
+        workers = _num_workers(llm["engine_kwargs"])
         asks.append(
-            replica._replace(
-                num_cpus=replica.num_cpus + workers * bundle.get("CPU", 0),
-                num_gpus=replica.num_gpus + workers * bundle.get("GPU", 0),
-            )
+            _Ask(name, num_replicas, cpus + workers * bundle.get("CPU", 0), gpus + workers * bundle.get("GPU", 0))
         )
     if args.get("ingress_deployment_config"):
         asks.append(_ask("ingress replica", args["ingress_deployment_config"]))
@@ -392,74 +361,61 @@ def gpus_of_server(server: Mapping[str, Any]) -> int:
 
 def _ask(name: str, settings: Mapping[str, Any]) -> _Ask:
     """Of one deployment's settings. Raises ConfigError for what is no number."""
-    replicas = settings.get("num_replicas", 1)
-    if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1:
-        raise ConfigError(f"{name}: num_replicas must be a positive whole number, found {replicas!r}")
-    options = settings.get("ray_actor_options") or {}
+    replicas, options = settings.get("num_replicas", 1), settings.get("ray_actor_options") or {}
+    _check_number(f"{name}: num_replicas", replicas, whole=True, above_0=True)
     if not isinstance(options, dict):
         raise ConfigError(f"{name}: ray_actor_options must be a mapping, found {options!r}")
     cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # as Serve has it
     gpus = options.get("num_gpus") or 0
-    for resource, amount in (("num_cpus", cpus), ("num_gpus", gpus)):
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
-            raise ConfigError(f"{name}: ray_actor_options.{resource} must be a number, found {amount!r}")
+    _check_number(f"{name}: ray_actor_options.num_cpus", cpus)
+    _check_number(f"{name}: ray_actor_options.num_gpus", gpus)
     return _Ask(name, replicas, cpus, gpus)
 
 
 def _check_client(config: Config) -> None:
     """What the client of a language model would only find out with the service up."""
-    client, servers = config.workload.client, config.workload.num_replicas if config.workload.server else 1
-    fewest = min(config.sweep.concurrency) * (config.workload.num_replicas if config.sweep.per_replica else 1)
-    if fewest < servers:
+    workload, client, options = config.workload, config.workload.client, config.workload.client.options
+    servers = workload.num_replicas if workload.server else 1
+    per_level = workload.num_replicas if config.sweep.per_replica else 1
+    if min(config.sweep.concurrency) * per_level < servers:
         raise ConfigError(f"{servers} servers need as many clients, found sweep.concurrency={config.sweep.concurrency}")
-    if client.kind is ClientKind.locust:
-        if config.cluster.client_processes < servers:
-            raise ConfigError(
-                f"{servers} servers need as many Locust processes, found cluster.client_processes="
-                f"{config.cluster.client_processes}"
-            )
-        if not config.model:
-            return
-    options = client.options
+    if client.kind is ClientKind.locust and config.cluster.client_processes < servers:
+        raise ConfigError(
+            f"{servers} servers need as many Locust processes, found cluster.client_processes="
+            f"{config.cluster.client_processes}"
+        )
+    if client.kind is ClientKind.locust and not config.model:
+        return
     if lacking := [name for name in _LLM_OPTIONS if name not in options]:
         raise ConfigError(
-            f"workload.client.options lacks {', '.join(lacking)}: workload {config.workload.name} cannot be driven by "
+            f"workload.client.options lacks {', '.join(lacking)}: workload {workload.name} cannot be driven by "
             f"workload.client.kind={client.kind.value}"
         )
-    if client.kind is ClientKind.vllm_bench and options.get("headers"):
-        raise ConfigError("workload.client.options.headers are Locust's: vLLM's client sends none")
     for name in ("num_input_tokens", "num_output_tokens", "num_prompts", "request_rate_rps", "timeout_s"):
-        value, may_be_null = options.get(name), name in ("num_prompts", "request_rate_rps")
-        whole = name.startswith("num_")
-        if not (value is None and may_be_null) and not (
-            isinstance(value, int if whole else int | float)
-            and not isinstance(value, bool)
-            and 0 < value < float("inf")
-        ):
-            raise ConfigError(
-                f"workload.client.options.{name} must be a {'whole ' if whole else ''}number above 0"
-                f"{' or null' if may_be_null else ''}, found {value!r}"
-            )
+        if options[name] is not None or name not in ("num_prompts", "request_rate_rps"):
+            key = f"workload.client.options.{name}"
+            _check_number(key, options[name], whole=name.startswith("num_"), above_0=True)
+    if not isinstance(options["temperature"], int | float):
+        raise ConfigError(f"workload.client.options.temperature must be a number, found {options['temperature']!r}")
     rate_rps, num_prompts = options["request_rate_rps"], options["num_prompts"]
     if rate_rps is not None and round(rate_rps, 2) != rate_rps:
         raise ConfigError(f"workload.client.options.request_rate_rps has at most two decimals, found {rate_rps}")
-    most = max(config.sweep.concurrency) * (1 if config.sweep.per_replica else 1 / config.workload.num_replicas)
-    if client.kind is ClientKind.vllm_bench and num_prompts is not None and num_prompts < 2 * most:
-        raise ConfigError(
-            f"workload.client.options.num_prompts={num_prompts} a replica leave no time when all {most:g} clients "
-            "are busy; ten a client are usual (null)"
-        )
-    if not isinstance(options["temperature"], int | float):
-        raise ConfigError(f"workload.client.options.temperature must be a number, found {options['temperature']!r}")
-    engine = (config.workload.server or config.model)["engine"]
+    if client.kind is ClientKind.vllm_bench:
+        if options.get("headers"):
+            raise ConfigError("workload.client.options.headers are Locust's: vLLM's client sends none")
+        most = max(config.sweep.concurrency) * per_level / workload.num_replicas
+        if num_prompts is not None and num_prompts < 2 * most:
+            raise ConfigError(
+                f"workload.client.options.num_prompts={num_prompts} a replica leave no time when all {most:g} clients "
+                "are busy; ten a client are usual (null)"
+            )
+    engine = (workload.server or config.model)["engine"]
     if taken := sorted({"model", "port", "host", "served_model_name"} & engine.keys()):
         raise ConfigError(f"model.engine.{taken[0]} is set by the orchestrator (model.source, model.id)")
-    limit = engine.get("max_model_len")
-    asked = options["num_input_tokens"] + options["num_output_tokens"]
-    if limit is not None and asked > limit:
+    limit, asked = engine.get("max_model_len"), (options["num_input_tokens"], options["num_output_tokens"])
+    if limit is not None and sum(asked) > limit:
         raise ConfigError(
-            f"a request of {options['num_input_tokens']} + {options['num_output_tokens']} tokens does not fit "
-            f"model.engine.max_model_len={limit}"
+            f"a request of {asked[0]} + {asked[1]} tokens does not fit model.engine.max_model_len={limit}"
         )
 
 

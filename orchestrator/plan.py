@@ -13,14 +13,13 @@ import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from orchestrator import paths, provenance
 from orchestrator.config import ClientKind, ClusterConfig, ClusterKind, Config, Redeploy, render_application
 from orchestrator.errors import ConfigError
-
-_T = TypeVar("_T")
 
 LEVEL_AXIS = "sweep.concurrency"  # swept or listed, it makes levels and not arms
 PROFILE_AXIS = "profile"
@@ -169,13 +168,15 @@ def make_plan(jobs: Sequence[Job], seed: int) -> Plan:
 
 def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
     """Blocks, waves and trials of these arms. Raises ConfigError as `make_plan` does."""
-    _same_for_all(arms, "sweep.repeats", [arm.config.sweep.repeats for arm in arms])
-    cluster = arms[0].config.cluster
-    for field in ("max_live_services", "redeploy"):
-        _same_for_all(arms, f"cluster.{field}", [getattr(arm.config.cluster, field) for arm in arms])
-    for field in ("outputs", "seed", "dry_run", "resume"):
-        _same_for_all(arms, field, [getattr(arm.config, field) for arm in arms])
-    _check_treatment(arms)
+    for key in (
+        *("sweep.repeats", "cluster.max_live_services", "cluster.redeploy", "compare"),
+        *("outputs", "seed", "dry_run", "resume"),
+    ):
+        values = [attrgetter(key)(arm.config) for arm in arms]
+        if any(value != values[0] for value in values):
+            found = ", ".join(f"{arm.name}: {value}" for arm, value in zip(arms, values, strict=True))
+            raise ConfigError(f"{key} must be the same for all arms, found {found}")
+    primary_cells(arms)  # refuses what cannot be compared
     rates = [arm.offered_rps for arm in arms]
     if any(rates) and (len(arms) > 1 or len(arms[0].levels) > 1):
         raise ConfigError(
@@ -183,10 +184,11 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
             f"arm and one sweep.concurrency (the most in flight), or null; found {len(arms)} arms with "
             f"{len(arms[0].levels)} levels"
         )
-    blocks = _blocks(arms, arms[0].config.sweep.repeats, cluster.redeploy, random.Random(seed))
-    waves = [_wave(services) for services in _chunks(blocks, cluster.max_live_services, cluster.redeploy)]
+    first = arms[0].config
+    blocks = _blocks(arms, first.sweep.repeats, first.cluster.redeploy, random.Random(seed))
+    waves = [_wave(services) for services in _chunks(blocks, first.cluster.max_live_services, first.cluster.redeploy)]
     plan = Plan(tuple(arms), tuple(waves), seed)
-    planned = sum(len(arm.levels) for arm in arms) * arms[0].config.sweep.repeats
+    planned = sum(len(arm.levels) for arm in arms) * first.sweep.repeats
     assert len(plan.trials) == planned, (len(plan.trials), planned)
     return plan
 
@@ -225,8 +227,14 @@ def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     One cell for each arm that is compared with its baseline, at the highest level that they share; an arm that
     stands alone is its own baseline, without a candidate. Raises ConfigError as `make_plan` does.
     """
+    declared, varying = arms[0].config.compare.treatment, arms[0].axes
+    if unknown := [axis for axis in declared if axis not in varying]:
+        raise ConfigError(
+            f"compare.treatment={','.join(declared)}, but {', '.join(unknown)} is the same in all arms; "
+            f"what varies: {', '.join(varying) or 'nothing'}"
+        )
     cells = []
-    for axes, members in _groups(arms).items():
+    for members in comparisons(arms):
         baseline = _baseline(members)
         candidates: list[Arm | None] = [arm for arm in members if arm is not baseline]
         for candidate in candidates or [None]:
@@ -236,7 +244,7 @@ def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:
                 raise ConfigError(f"arms that are compared need a level in common (sweep.concurrency), found {levels}")
             cells.append(
                 {
-                    "axes": dict(axes),
+                    "axes": dict(baseline.other_axes),
                     "baseline": baseline.name,
                     "candidate": candidate.name if candidate else None,
                     "metric": "throughput_rps",
@@ -246,12 +254,12 @@ def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     return cells
 
 
-def _groups(arms: Iterable[Arm]) -> dict[tuple[tuple[str, str], ...], list[Arm]]:
-    """Arms that are compared with each other."""
+def comparisons(arms: Iterable[Arm]) -> list[list[Arm]]:
+    """Groups of arms that are compared with each other, or shown together."""
     groups: dict[tuple[tuple[str, str], ...], list[Arm]] = {}
     for arm in arms:
         groups.setdefault(arm.other_axes, []).append(arm)
-    return groups
+    return list(groups.values())
 
 
 def _baseline(members: Sequence[Arm]) -> Arm:
@@ -266,19 +274,6 @@ def _baseline(members: Sequence[Arm]) -> Arm:
     if declared and not matching and len(members) > 1:
         raise ConfigError(f"compare.baseline={declared!r} is none of the arms that are compared: {found}")
     return matching[0] if matching else members[0]
-
-
-def _check_treatment(arms: Sequence[Arm]) -> None:
-    """What is declared as compared must differ. Raises ConfigError."""
-    _same_for_all(arms, "compare", [str(arm.config.compare) for arm in arms])
-    declared, varying = arms[0].config.compare.treatment, arms[0].axes
-    if unknown := [axis for axis in declared if axis not in varying]:
-        found = ", ".join(varying) or "nothing"
-        raise ConfigError(
-            f"compare.treatment={','.join(declared)}, but {', '.join(unknown)} is the same in all arms; "
-            f"what varies: {found}"
-        )
-    primary_cells(arms)
 
 
 def _with_effect(jobs: Sequence[Job]) -> list[Job]:
@@ -404,10 +399,10 @@ def _blocks(arms: Sequence[Arm], repeats: int, redeploy: Redeploy, rng: random.R
     blocks = []
     for span in spans:
         # Arms that will be compared stay next to each other in time.
-        comparisons: dict[tuple[tuple[str, str], ...], list[Service]] = {}
-        for members in shared.values():
-            comparisons.setdefault(members[0].other_axes, []).append(Service(tuple(members), span))
-        groups = list(comparisons.values())
+        groups = [
+            [Service(tuple(shared[arm.key, arm.copy]), span) for arm in group]
+            for group in comparisons(members[0] for members in shared.values())
+        ]
         rng.shuffle(groups)
         for group in groups:
             rng.shuffle(group)
@@ -423,16 +418,10 @@ def _chunks(blocks: list[list[Service]], max_live: int, redeploy: Redeploy) -> I
             f"cluster.redeploy=never keeps all {size} services up at once, but cluster.max_live_services={max_live}; "
             "raise it, or use cluster.redeploy=per_repeat"
         )
-    if size <= max_live:
-        for group in _batched(blocks, max_live // size):
-            yield list(itertools.chain.from_iterable(group))
-    else:
-        for block in blocks:
-            yield from (list(part) for part in _batched(block, max_live))
-
-
-def _batched(items: Sequence[_T], size: int) -> Iterable[Sequence[_T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+    num_blocks = max(1, max_live // size)
+    for first in range(0, len(blocks), num_blocks):
+        services = list(itertools.chain.from_iterable(blocks[first : first + num_blocks]))
+        yield from (services[start : start + max_live] for start in range(0, len(services), max_live))
 
 
 def _wave(services: list[Service]) -> Wave:
@@ -445,9 +434,3 @@ def _wave(services: list[Service]) -> Wave:
         )
         trials += [trial for row in by_level for trial in row if trial is not None]
     return Wave(tuple(services), tuple(trials))
-
-
-def _same_for_all(arms: Sequence[Arm], key: str, values: Sequence[Any]) -> None:
-    if len(set(values)) > 1:
-        found = ", ".join(f"{arm.name}: {value}" for arm, value in zip(arms, values, strict=True))
-        raise ConfigError(f"{key} must be the same for all arms, found {found}")

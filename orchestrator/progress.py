@@ -15,10 +15,10 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
-from rich.table import Table
+from rich.table import Column, Table
 
 from orchestrator.clients.processes import Live
-from orchestrator.plan import Arm, Plan, Service, Trial, machines, primary_cells
+from orchestrator.plan import Plan, Service, Trial, comparisons, machines, primary_cells
 
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
 _STREAM_COLUMNS = {
@@ -40,6 +40,11 @@ class _Console(Console):
 console = _Console(highlight=False)
 
 
+def line(text: str) -> None:
+    """One line of rich markup, never broken: paths and commands stay fit to copy."""
+    console.print(text, soft_wrap=True)
+
+
 class Progress:
     """Shows one run. Use as a context manager."""
 
@@ -47,11 +52,8 @@ class Progress:
         self._plan = plan
         self._num_trials = num_trials
         self._num_done = 0
-        self._started_at = time.monotonic()
-        self._estimate_s = plan.duration_s * num_trials / max(1, len(plan.trials))
-        self._num_services = 0
+        self._ends_at = time.monotonic() + plan.duration_s * num_trials / max(1, len(plan.trials))
         self._service_started_at: dict[Service, float] = {}
-        self._max_live = max(len(wave.services) for wave in plan.waves)
         self._status: Status | None = console.status("planning") if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -64,73 +66,68 @@ class Progress:
             self._status.stop()
 
     def service_starting(self, service: Service) -> None:
-        self._num_services += 1
         self._service_started_at[service] = time.monotonic()
-        total = len(self._plan.services)
-        self.line(f"service {self._num_services}/{total}  [bold]{escape(service.label)}[/bold]  starting")
+        number = f"{len(self._service_started_at)}/{len(self._plan.services)}"
+        line(f"service {number}  [bold]{escape(service.label)}[/bold]  starting")
 
     def service_status(self, service: Service, text: str) -> None:
         self._now(f"{service.label}: {text}")
 
     def service_ready(self, service: Service, listener: Mapping[str, Any] | None) -> None:
         took_s = time.monotonic() - self._service_started_at[service]
-        which = f"  [bold]{escape(service.label)}[/bold]" if self._max_live > 1 else " "
         process = f"; HTTP by {escape(listener['process'])}" if listener else ""
-        self.line(f"{which} ready in {took_s:.0f} s{process}")
+        line(f"  [bold]{escape(service.label)}[/bold] ready in {took_s:.0f} s{process}")
 
     def stopping(self, service: Service) -> None:
         self._now(f"{service.label}: stopping")
 
     def live(self, trial: Trial, live: Live) -> None:
         phase = "warm-up" if live.elapsed_s < 0 else f"{live.elapsed_s:.0f}/{trial.arm.config.sweep.duration_s:g} s"
-        p99 = "-" if live.latency_p99_ms is None else f"{live.latency_p99_ms:.0f} ms"
         self._now(
-            f"trial {self._num_done + 1}/{self._num_trials}  {trial.arm.name} c={trial.concurrency} r{trial.repeat}  "
-            f"{phase}  {live.throughput_rps:.0f} req/s  p99 {p99}  {live.num_failed} errors"
+            f"trial {self._num_done + 1}/{self._num_trials}  {_name(trial)}  {phase}  {live.throughput_rps:.0f} req/s  "
+            f"p99 {_number(live.latency_p99_ms)} ms  {live.num_failed} errors"
         )
 
     def trial_done(self, trial: Trial, row: Mapping[str, Any], details: Mapping[str, str]) -> None:
-        self._num_done += 1
         verdict = "[green]VALID[/green]" if row["valid"] else f"[red]INVALID[/red] {row['invalid_reasons']}"
-        self.line(
-            f"  {self._num_done}/{self._num_trials}  {escape(trial.arm.name)} c={trial.concurrency} r{trial.repeat}  "
+        self._trial_ended(
+            trial,
             f"{_number(row['throughput_rps'])} req/s  p50 {_number(row['latency_p50_ms'])} ms  "
-            f"p99 {_number(row['latency_p99_ms'])} ms  {verdict}"
+            f"p99 {_number(row['latency_p99_ms'])} ms  {verdict}",
         )
         for text in details.values():
-            self.line(f"      {escape(text)}")
+            line(f"      {escape(text)}")
 
     def trial_failed(self, trial: Trial, error: str) -> None:
+        self._trial_ended(trial, f"[red]FAILED[/red] {escape(error.splitlines()[0])}")
+
+    def _trial_ended(self, trial: Trial, result: str) -> None:
         self._num_done += 1
-        self.line(
-            f"  {self._num_done}/{self._num_trials}  {escape(trial.arm.name)} c={trial.concurrency} r{trial.repeat}  "
-            f"[red]FAILED[/red] {escape(error.splitlines()[0])}"
-        )
+        line(f"  {self._num_done}/{self._num_trials}  {escape(_name(trial))}  {result}")
 
     def teardown_failed(self, error: str) -> None:
-        self.line(f"[red]teardown failed[/red] {escape(error)}")
+        line(f"[red]teardown failed[/red] {escape(error)}")
 
     def service_failed(self, service: Service, error: str, num_trials: int) -> None:
         self._num_done += num_trials
-        self.line(f"[red]service {escape(service.label)} failed[/red]\n{escape(error)}")
+        line(f"[red]service {escape(service.label)} failed[/red]\n{escape(error)}")
 
     def warning(self, text: str) -> None:
-        self.line(f"  [yellow]warning[/yellow] {escape(text)}")
-
-    def line(self, text: str) -> None:
-        line(text)
+        line(f"  [yellow]warning[/yellow] {escape(text)}")
 
     def _now(self, text: str) -> None:
         if self._status:
-            left_s = max(0.0, self._estimate_s - (time.monotonic() - self._started_at))
+            left_s = max(0.0, self._ends_at - time.monotonic())
             self._status.update(f"{escape(text)}  about {left_s / 60:.0f} min left")
+
+
+def _name(trial: Trial) -> str:
+    return f"{trial.arm.name} c={trial.concurrency} r{trial.repeat}"
 
 
 def print_plan(plan: Plan) -> None:
     """The dry run: services, trials, order, estimated duration."""
-    table = Table(title=None, box=None, pad_edge=False)
-    for column in ("arm", "levels", "flags"):
-        table.add_column(column, overflow="fold")
+    table = Table(*(Column(name, overflow="fold") for name in ("arm", "levels", "flags")), box=None, pad_edge=False)
     for arm in plan.arms:
         flags = " ".join(f"{name}={value}" for name, value in arm.config.profile.env.items())
         table.add_row(escape(arm.name), " ".join(map(str, arm.levels)), escape(flags) or "(none)")
@@ -173,18 +170,15 @@ def _cost(plan: Plan) -> str:
 
 def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     """What each arm did at each level: medians over the VALID repeats. Ratios and verdicts are analysis' part."""
-    groups: dict[tuple[tuple[str, str], ...], list[Arm]] = {}
-    for arm in plan.arms:
-        groups.setdefault(arm.other_axes, []).append(arm)
-    for axes, arms in groups.items():
+    for arms in comparisons(plan.arms):
         workloads = ", ".join(dict.fromkeys(arm.config.workload.name for arm in arms))
-        title = ", ".join(f"{axis}={value}" for axis, value in axes) or workloads
-        table = Table(
-            title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-        )
+        title = ", ".join(f"{axis}={value}" for axis, value in arms[0].other_axes) or workloads
         names = {arm.name for arm in arms}
         streamed = any(row["arm"] in names and row.get("ttft_p50_ms") is not None for row in rows)
         columns = _STREAM_COLUMNS if streamed else _COLUMNS
+        table = Table(
+            title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         for column in ("level", "arm", *columns.values(), "valid"):
             table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
         for level in sorted({level for arm in arms for level in arm.levels}):
@@ -199,19 +193,12 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
 def _result_cells(arm: str, level: int, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
     ran = [row for row in rows if (row["arm"], row["concurrency"]) == (arm, level) and row["state"] != "planned"]
     valid = [row for row in ran if row["valid"]]
-    cells = [f"c={level}", escape(arm)]
-    for column in columns:
-        values = [row[column] for row in valid if row[column] is not None]
-        cells.append(_number(statistics.median(values) if values else None))
-    return [*cells, f"{len(valid)}/{len(ran)}"]
+    values = [[row[column] for row in valid if row[column] is not None] for column in columns]
+    medians = [_number(statistics.median(each) if each else None) for each in values]
+    return [f"c={level}", escape(arm), *medians, f"{len(valid)}/{len(ran)}"]
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def line(text: str) -> None:
-    """One line of rich markup, never broken: paths and commands stay fit to copy."""
-    console.print(text, soft_wrap=True)

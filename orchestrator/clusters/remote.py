@@ -185,8 +185,8 @@ def check_uploaded(config: Config) -> None:
     """The application is among what is uploaded. Raises ConfigError."""
     if config.workload.application is None:
         raise ConfigError(
-            f"workload {config.workload.name} has no Serve application, which cluster={config.cluster.name} needs; run it "
-            "on a machine with GPUs itself, cluster=local_h100"
+            f"workload {config.workload.name} has no Serve application, which cluster={config.cluster.name} needs; "
+            "run it on a machine with GPUs itself, cluster=local_h100"
         )
     module = config.workload.application["import_path"].split(":")[0]
     source = provenance.find_module(module)
