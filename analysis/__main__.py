@@ -78,8 +78,7 @@ def compare(
 
     pair, family = _pair(baseline, candidate, add)
     floor_run = load.load_run(floor) if floor else None
-    declared = pair.runs[0].record["compare"].get("margin", 0.05)
-    wanted = declared if margin is None else margin
+    wanted = pair.declaration["margin"] if margin is None else margin
     [found] = comparing.compare_pairs([pair], family, wanted, floor_run, _keys(allow_diff), record=True)
     if format is Format.json:
         print(json.dumps(formats.cells_json(found), indent=2, allow_nan=False))
@@ -164,20 +163,9 @@ def list_runs(
     rows, broken = [], []
     for directory in runs[-last:] if last else runs:
         try:
-            each = load.overview(directory)
+            rows.append(load.overview(directory))
         except LoadError as error:
             broken.append(str(error))
-            continue
-        rows.append(
-            {
-                "run": str(directory),
-                "status": each.status,
-                "trials": f"{each.num_done}/{each.num_planned}",
-                "valid": each.num_valid,
-                "workload": each.workloads,
-                "arms": each.arms,
-            }
-        )
     # Not a rich table: it would fold paths, which are there to be copied.
     print(pd.DataFrame(rows).to_string(index=False, justify="left") if rows else f"no runs in {outputs}")
     if last and len(runs) > last:

@@ -5,17 +5,16 @@ service came up. The primary cells of a run are one Holm family, its secondary c
 described, not judged. Nothing here looks at a figure before the arms are known to be comparable.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
 
 from analysis import differences, load, looks, stats
 from analysis.differences import Difference
-from analysis.load import Run
+from analysis.load import Arm, LoadError, Run
 from analysis.wording import effect_text, level_text, metric_text
 
 # Metric -> whether more is better, in the order of the tables.
@@ -35,7 +34,8 @@ METRICS = {
     "tpot_p99_ms": False,
 }
 THROUGHPUT, AT_PRIMARY_LEVEL = "throughput_rps", ("latency_p50_ms", "latency_p99_ms")
-PRIMARY, SECONDARY, DESCRIPTIVE = "primary", "secondary", "descriptive"
+FAMILIES = PRIMARY, SECONDARY, DESCRIPTIVE = "primary", "secondary", "descriptive"
+INCONCLUSIVE = str(stats.Verdict.INCONCLUSIVE)
 MIN_FLOOR_BLOCKS = 5
 _SPENT = "the looks that were declared (compare.max_looks) are spent; start a new run, which is judged on its own"
 
@@ -44,7 +44,7 @@ class IncomparableError(ValueError):
     """These arms must not be put side by side; says why, and what would let them be."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One figure of two arms at one level. `ratio` > 1 is better, whatever the metric; None = cannot be said."""
 
@@ -57,16 +57,16 @@ class Cell:
     candidate: str
     baseline_value: float | None
     candidate_value: float | None
-    ratio: float | None
-    ci_low_ratio: float | None
-    ci_high_ratio: float | None
-    confidence: float | None
+    ratio: float | None = None
+    ci_low_ratio: float | None = None
+    ci_high_ratio: float | None = None
+    confidence: float | None = None
     num_blocks: int
     num_planned: int
     family: str
-    verdict: str | None
-    reason: str
-    floor_ratio: float | None
+    verdict: str | None = None
+    reason: str = ""
+    floor_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Comparison:
 class Pair:
     """Two arms, each in one run or in several that add blocks to each other."""
 
-    baselines: tuple[tuple[Run, str], ...]
-    candidates: tuple[tuple[Run, str], ...]
+    baselines: tuple[Arm, ...]
+    candidates: tuple[Arm, ...]
     axes: str
     level: str  # of the primary cell
     declared: bool  # compared as run.json said before the run
@@ -102,42 +102,42 @@ class Pair:
     @property
     def interleaved(self) -> bool:
         """Whether each block holds both arms, so that what drifts hits both."""
-        return {run.paths.root for run, _ in self.baselines} == {run.paths.root for run, _ in self.candidates}
+        return {arm.run.paths.root for arm in self.baselines} == {arm.run.paths.root for arm in self.candidates}
+
+    @property
+    def arms(self) -> list[Arm]:
+        return [*self.baselines, *self.candidates]
 
     @property
     def runs(self) -> list[Run]:
-        return list({run.paths.root: run for run, _ in [*self.baselines, *self.candidates]}.values())
+        return list({arm.run.paths.root: arm.run for arm in self.arms}.values())
 
     @property
     def names(self) -> tuple[str, str]:
-        return self.baselines[0][1], self.candidates[0][1]
+        return self.baselines[0].name, self.candidates[0].name
 
     @property
-    def num_planned(self) -> int:
-        return min(sum(_declared(run)["repeats"] for run, _ in side) for side in (self.baselines, self.candidates))
-
-    @property
-    def may_grow(self) -> bool:
-        """Whether further blocks may be added; else they are those of a new run."""
-        return bool(_declared(self.runs[0])["max_looks"] > 1)
+    def declaration(self) -> Mapping[str, Any]:
+        """Margin and looks are those of the first run; runs that add blocks declared the same."""
+        return self.runs[0].declared
 
     @property
     def treatment(self) -> list[str]:
         """What every run of the pair declared as compared. A run of one arm could declare nothing."""
-        declared = [_declared(run)["treatment"] for run in self.runs]
+        declared = [run.declared["treatment"] for run in self.runs]
         shared = [axis for axis in declared[0] if all(axis in each for each in declared)]
         return shared or ([] if self.interleaved else ["profile"])
 
 
 @dataclass(eq=False)
 class _Draft:
-    """A cell before its family is known. `blocked`: why there can be no verdict, whatever the figures say."""
+    """A cell and what it is judged by. `blocked`: why there can be no verdict, whatever the figures say."""
 
+    pair: Pair
     cell: Cell
     effect: stats.Effect | None
     blocked: str
     floor: stats.Effect | None  # of the A/A run, for the same figure
-    may_grow: bool  # whether blocks may be added to this run
 
 
 def compare_run(
@@ -152,7 +152,17 @@ def compare_run(
     `more`: runs that add blocks. Raises IncomparableError if all are refused, LoadError.
     """
     pairs = declared_pairs(run, more)
-    return compare_pairs(pairs, pairs, _declared(run)["margin"], floor, allow_diff, record, keep_refused=True)
+    return compare_pairs(pairs, pairs, run.declared["margin"], floor, allow_diff, record)
+
+
+def compare_runs(runs: Sequence[Run]) -> list[Comparison]:
+    """All that these runs declared; runs of one arm, such as imported results, in pairs: baseline, candidate."""
+    found = [comparison for run in runs for comparison in compare_run(run)]
+    singles = [Arm(run, run.arms[0]) for run in runs if len(run.arms) == 1]
+    for baseline, candidate in zip(singles[::2], singles[1::2], strict=False):
+        pair, family = pair_of(baseline, candidate)
+        found += compare_pairs([pair], family, pair.declaration["margin"])
+    return found
 
 
 def declared_pairs(run: Run, more: Sequence[Run] = ()) -> list[Pair]:
@@ -161,54 +171,55 @@ def declared_pairs(run: Run, more: Sequence[Run] = ()) -> list[Pair]:
     Raises LoadError if `more` lack an arm or hold a run twice, IncomparableError if they declared something else.
     """
     runs = [run, *more]
+    cells = [cell for cell in run.record["primary_cells"] if cell.get("candidate") is not None]
     if len({(each.record["run_id"], each.record["started_at"]) for each in runs}) < len(runs):  # a copy is the same run
-        raise load.LoadError("a run cannot add blocks to itself: " + ", ".join(str(each.paths.root) for each in runs))
-    if more and not any(cell.get("candidate") for cell in run.record["primary_cells"]):
+        raise LoadError("a run cannot add blocks to itself: " + ", ".join(str(each.paths.root) for each in runs))
+    if more and not cells:
         raise IncomparableError(f"{run.paths.root} declares no comparison that blocks could be added to")
     for each in more:
         for name in ("treatment", "margin", "max_looks", "redeploy"):
-            if _declared(each)[name] != _declared(run)[name]:
+            if each.declared[name] != run.declared[name]:
                 raise IncomparableError(
-                    f"{each.paths.root} declared compare.{name}={_declared(each)[name]}, {run.paths.root} "
-                    f"{_declared(run)[name]}: their blocks cannot be judged together"
+                    f"{each.paths.root} declared compare.{name}={each.declared[name]}, {run.paths.root} "
+                    f"{run.declared[name]}: their blocks cannot be judged together"
                 )
+        if lacking := {cell[side] for cell in cells for side in ("baseline", "candidate")} - set(each.arms):
+            raise LoadError(f"{each.paths.root} has no arm {', '.join(lacking)}; it has {', '.join(each.arms)}")
     pairs = []
-    for cell in run.record["primary_cells"]:
-        if cell.get("candidate") is None:
-            continue
-        for each in runs:
-            if lacking := {cell["baseline"], cell["candidate"]} - set(each.arms):
-                raise load.LoadError(
-                    f"{each.paths.root} has no arm {', '.join(lacking)}; it has {', '.join(each.arms)}"
-                )
+    for cell in cells:
         axes = ", ".join(f"{axis}={value}" for axis, value in cell["axes"].items())
-        sides = [tuple((each, cell[side]) for each in runs) for side in ("baseline", "candidate")]
+        sides = [tuple(Arm(each, cell[side]) for each in runs) for side in ("baseline", "candidate")]
         pairs.append(Pair(sides[0], sides[1], axes, cell["level"], declared=True))
     return pairs
 
 
-def pair_of(baseline: tuple[Run, str], candidate: tuple[Run, str], more: Sequence[Run] = ()) -> tuple[Pair, list[Pair]]:
+def pair_of(baseline: Arm, candidate: Arm, more: Sequence[Run] = ()) -> tuple[Pair, list[Pair]]:
     """The pair of these arms, and the pairs that are judged together with it.
 
     Raises IncomparableError where there is nothing to compare: no shared level, or the same arm twice.
     """
-    if same_run := baseline[0].paths.root == candidate[0].paths.root:
-        if baseline[1] == candidate[1]:
-            raise IncomparableError(f"{baseline[1]} cannot be compared with itself; an A/A run has a second arm of it")
-        pairs = declared_pairs(baseline[0], more)
+    if baseline.run.paths.root == candidate.run.paths.root:
+        if baseline.name == candidate.name:
+            raise IncomparableError(
+                f"{baseline.name} cannot be compared with itself; an A/A run has a second arm of it"
+            )
+        pairs = declared_pairs(baseline.run, more)
         for pair in pairs:
-            if pair.names == (baseline[1], candidate[1]):
+            if pair.names == (baseline.name, candidate.name):
                 return pair, pairs
     elif more:
         raise IncomparableError("--add needs both arms in one run: blocks of different runs cannot be matched")
-    shared = set(_levels(*baseline)) & set(_levels(*candidate))
+    shared = set(baseline.levels) & set(candidate.levels)
     if not shared:
-        sides = "; ".join(f"{arm}: {', '.join(_levels(run, arm))}" for run, arm in (baseline, candidate))
+        sides = "; ".join(f"{arm.name}: {', '.join(arm.levels)}" for arm in (baseline, candidate))
         raise IncomparableError(f"the arms share no level: {sides}")
-    baselines, candidates = (
-        tuple((run, side[1]) for run in ([side[0], *more] if same_run else [side[0]])) for side in (baseline, candidate)
+    pair = Pair(
+        (baseline, *(Arm(run, baseline.name) for run in more)),
+        (candidate, *(Arm(run, candidate.name) for run in more)),
+        axes="",
+        level=max(shared, key=load.level_order),
+        declared=False,
     )
-    pair = Pair(baselines, candidates, "", max(shared, key=load.level_order), declared=False)
     return pair, [pair]
 
 
@@ -219,80 +230,60 @@ def compare_pairs(
     floor: Run | None = None,
     allow_diff: Sequence[str] = (),
     record: bool = False,
-    keep_refused: bool = False,
 ) -> list[Comparison]:
     """Compare `pairs`, judged as members of `family`, which holds them. `margin`: 0.05 = 5 %.
 
-    `record`: note the look, which whoever acts on the verdict must do. Raises LoadError, and IncomparableError for
-    arms that differ in more than the treatment, unless `allow_diff` names those keys or their beginnings; with
-    `keep_refused` only if that is so of all pairs.
+    `record`: note the look, which whoever acts on the verdict must do. A pair is refused if its requests are not what
+    its records say, or if its arms differ in more than the treatment, unless `allow_diff` names those keys or their
+    beginnings. Raises IncomparableError if all are refused, LoadError.
     """
     if not pairs:
         return []
-    checked = _check_all(pairs, allow_diff, keep_refused)
+    checked = _check(pairs, allow_diff)
     floors = _floors(floor, pairs)
     drafts = {pair: _drafts(pair, floors.get(pair, {})) for pair in family}
-    for pair, (_, _, refusal) in checked.items():
-        for draft in drafts[pair]:
-            draft.blocked = refusal or draft.blocked
-    look = _look(family, drafts)
     everything = [draft for each in drafts.values() for draft in each]
-    if look.alpha is None:
-        for draft in everything:
-            draft.blocked = draft.blocked or _SPENT
-    next_alpha = looks.after(look, _declared(pairs[0].runs[0])["max_looks"])
-    judged = _judge(everything, margin, look.alpha or stats.ALPHA, next_alpha)
+    look = _look(family, everything)
+    for draft in everything:
+        refusal = checked[draft.pair][2] if draft.pair in checked else ""
+        draft.blocked = refusal or draft.blocked or ("" if look.alpha else _SPENT)
+    next_alpha = looks.after(look, pairs[0].declaration["max_looks"])
+    _judge(everything, margin, look.alpha or stats.ALPHA, next_alpha)
     if record and any(not draft.blocked and draft.cell.family != DESCRIPTIVE for draft in everything):
         looks.record(pairs[0].runs, look)
-    return [
-        _comparison(pair, [judged[id(draft)] for draft in drafts[pair]], checked[pair], margin, look) for pair in pairs
-    ]
+    found = []
+    for pair in pairs:
+        cells = sorted((draft.cell for draft in drafts[pair]), key=lambda cell: FAMILIES.index(cell.family))
+        primary = cells[0] if cells and cells[0].family == PRIMARY else None
+        unlike, warnings, _ = checked[pair]
+        found.append(
+            Comparison(
+                baseline=pair.names[0],
+                candidate=pair.names[1],
+                baseline_run=", ".join(str(arm.run.paths.root) for arm in pair.baselines),
+                candidate_run=", ".join(str(arm.run.paths.root) for arm in pair.candidates),
+                axes=pair.axes,
+                treatment=", ".join(pair.treatment) or "none (the same arm twice)",
+                margin=margin,
+                look=look.look,
+                primary=primary,
+                cells=tuple(cells),
+                differences=tuple(unlike),
+                warnings=(*warnings, *_bunched(pair), *_shortfalls(pair, primary, margin)),
+                summary=_summary(pair, cells, primary, margin),
+                workload=str(pair.candidates[0].points.workload.iloc[0]),
+            )
+        )
+    return found
 
 
-def _comparison(
-    pair: Pair, cells: list[Cell], checked: tuple[list[Difference], list[str], str], margin: float, look: looks.Look
-) -> Comparison:
-    cells.sort(key=lambda cell: (PRIMARY, SECONDARY, DESCRIPTIVE).index(cell.family))
-    found, warnings, _ = checked
-    warnings = [*warnings, *_bunched(pair)]
-    primary = next((cell for cell in cells if cell.family == PRIMARY), None)
-    if primary and primary.ratio is not None and primary.num_blocks < primary.num_planned:
-        missing = f"{primary.num_planned - primary.num_blocks} of {primary.num_planned}"
-        why = "not run yet" if any(run.in_progress for run in pair.runs) else "failed or INVALID"
-        again = "; ".join(f"python -m orchestrator resume={run.paths.root}" for run in pair.runs)
-        warnings = [*warnings, f"{missing} blocks are missing at the primary level: {why} ({again})"]
-    if margin != _declared(pair.runs[0])["margin"]:
-        warnings = [*warnings, f"the margin is not the declared one ({_declared(pair.runs[0])['margin']:g})"]
-    return Comparison(
-        baseline=pair.names[0],
-        candidate=pair.names[1],
-        baseline_run=", ".join(str(run.paths.root) for run, _ in pair.baselines),
-        candidate_run=", ".join(str(run.paths.root) for run, _ in pair.candidates),
-        axes=pair.axes,
-        treatment=", ".join(pair.treatment) or "none (the same arm twice)",
-        margin=margin,
-        look=look.look,
-        primary=primary,
-        cells=tuple(cells),
-        differences=tuple(found),
-        warnings=tuple(warnings),
-        summary=_summary(pair, cells, primary, margin),
-        workload=str(_rows(*pair.candidates[0]).workload.iloc[0]),
-    )
-
-
-def _look(family: Sequence[Pair], drafts: Mapping[Pair, Sequence["_Draft"]]) -> looks.Look:
+def _look(family: Sequence[Pair], drafts: Sequence[_Draft]) -> looks.Look:
     """What is judged together is looked at together."""
-    points = pd.concat([_rows(run, arm) for pair in family for run, arm in [*pair.baselines, *pair.candidates]])
-    points = points[points.valid == True].drop_duplicates(["run_id", "arm", "trial_id"])  # noqa: E712
-    primary = [draft.cell for each in drafts.values() for draft in each if draft.cell.family == PRIMARY]
-    return looks.take(
-        family[0].runs,
-        points,
-        sum(cell.num_blocks for cell in primary),
-        sum(cell.num_planned for cell in primary),
-        _declared(family[0].runs[0])["max_looks"],
-    )
+    points = pd.concat([arm.points for pair in family for arm in pair.arms])
+    points = points[points.valid.eq(True)].drop_duplicates(["run_id", "arm", "trial_id"])
+    primary = [draft.cell for draft in drafts if draft.cell.family == PRIMARY]
+    num_blocks, num_planned = (sum(getattr(cell, name) for cell in primary) for name in ("num_blocks", "num_planned"))
+    return looks.take(family[0].runs, points, num_blocks, num_planned, family[0].declaration["max_looks"])
 
 
 def gate(
@@ -305,82 +296,70 @@ def gate(
     IncomparableError as `compare_pairs` does, and for a metric that was not measured. Records the look.
     """
     limit = 1 / (1 + max_slowdown)
-    drafts = {draft.cell.metric: draft for draft in _drafts(pair, {}) if draft.cell.level == pair.level}
+    everything = [draft for each in family for draft in _drafts(each)]
+    drafts = {each.cell.metric: each for each in everything if each.pair is pair and each.cell.level == pair.level}
     if missing := [metric for metric in metrics if metric not in drafts]:
         found = ", ".join(drafts)
         raise IncomparableError(f"{', '.join(missing)} was not measured in both arms at {pair.level}; there is {found}")
-    look = _look(family, {each: _drafts(each, {}) for each in family})
-    [comparison] = compare_pairs([pair], family, _declared(pair.runs[0])["margin"], None, allow_diff, record=True)
+    look = _look(family, everything)
+    [comparison] = compare_pairs([pair], family, pair.declaration["margin"], None, allow_diff, record=True)
     outcomes = []
     for metric in dict.fromkeys(metrics):
         draft = drafts[metric]
         level = (look.alpha or stats.ALPHA) / len(set(metrics))
         effect = draft.effect and stats.at_alpha(draft.effect, level)
         cell, reason = _with_effect(draft.cell, effect), draft.blocked or ("" if look.alpha else _SPENT)
-        outcome = _outcome(cell, reason, limit)
-        if outcome == "inconclusive" and not reason and effect is not None:
-            reason = _further(stats.blocks_to_settle(effect, max_slowdown, level), cell.num_blocks, pair.may_grow)
-        outcomes.append((dataclasses.replace(cell, reason=reason), outcome))
+        outcome = "inconclusive"
+        if cell.num_blocks == 0:
+            outcome = "invalid"
+        elif not reason and cell.ci_high_ratio is not None and cell.ci_high_ratio < limit:
+            outcome = "slower"
+        elif not reason and cell.ci_low_ratio is not None and cell.ci_low_ratio > limit:
+            outcome = "ok"
+        elif not reason and effect is not None:
+            reason = _further(stats.blocks_to_settle(effect, max_slowdown, level), pair, cell.num_blocks)
+        outcomes.append((replace(cell, reason=reason), outcome))
     return comparison, outcomes
-
-
-def _outcome(cell: Cell, blocked: str, limit: float) -> str:
-    if cell.num_blocks == 0:
-        return "invalid"
-    if blocked or cell.ci_low_ratio is None or cell.ci_high_ratio is None:
-        return "inconclusive"
-    if cell.ci_high_ratio < limit:
-        return "slower"
-    return "ok" if cell.ci_low_ratio > limit else "inconclusive"
 
 
 # ---- May they be compared? ----
 
 
-def _check_all(
-    pairs: Sequence[Pair], allow_diff: Sequence[str], keep_refused: bool
-) -> dict[Pair, tuple[list[Difference], list[str], str]]:
+def _check(pairs: Sequence[Pair], allow_diff: Sequence[str]) -> dict[Pair, tuple[list[Difference], list[str], str]]:
     """Differences, warnings, and why it is refused ("" if it is not), of each pair.
 
     Every request of every arm is read once and checked against its record. Raises IncomparableError, LoadError.
     """
-    sides = {(run.paths.root, arm): (run, arm) for pair in pairs for run, arm in [*pair.baselines, *pair.candidates]}
-    broken: dict[tuple[Any, str], str] = {}
-    for key, (run, arm) in sides.items():
+    broken = {}
+    for arm in {arm for pair in pairs for arm in pair.arms}:
         try:
-            load.verify(run, arm)
-        except load.LoadError as error:
-            if not keep_refused:
-                raise
-            broken[key] = str(error)
+            arm.verify()
+        except LoadError as error:
+            broken[arm] = str(error)
     checked, errors = {}, []
     for pair in pairs:
         found = _differences(pair)
-        both = [(run.paths.root, arm) for run, arm in [*pair.baselines, *pair.candidates]]
-        refusal = next((broken[key] for key in both if key in broken), "") or _refusal(pair, found, allow_diff)
-        if refusal:
-            errors.append(refusal)
-        checked[pair] = found, [*_warnings(pair, found), *([refusal] if refusal else [])], refusal.split("\n")[0]
-    if errors and not (keep_refused and len(errors) < len(pairs)):
+        refusal = next((broken[arm] for arm in pair.arms if arm in broken), "") or _refusal(pair, found, allow_diff)
+        errors += [refusal] if refusal else []
+        checked[pair] = found, _warnings(pair, found) + [refusal] * bool(refusal), refusal.split("\n")[0]
+    if len(errors) == len(pairs):
         raise IncomparableError(errors[0])
     return checked
 
 
 def _differences(pair: Pair) -> list[Difference]:
     """Between the arms of each run; and between runs that add blocks, where none is due."""
-    found: dict[Difference, None] = {}
-    for baseline in pair.baselines:
-        for candidate in pair.candidates:
-            if baseline[0] is candidate[0] or not pair.interleaved:
-                found |= dict.fromkeys(differences.find(baseline, candidate, pair.treatment))
-    for side in (pair.baselines, pair.candidates):
-        for other in side[1:]:
-            found |= dict.fromkeys(differences.find(side[0], other, []))
-    return list(found)
+    found = []
+    for baseline, candidate in zip(pair.baselines, pair.candidates, strict=True):
+        found += differences.find(baseline, candidate, pair.treatment)
+    for first, *others in (pair.baselines, pair.candidates):
+        for other in others:
+            found += differences.find(first, other, [])
+    return list(dict.fromkeys(found))
 
 
 def _refusal(pair: Pair, found: Sequence[Difference], allow_diff: Sequence[str]) -> str:
-    refused = [each for each in found if not each.allowed and not _is_listed(each.key, allow_diff)]
+    refused = [each for each in found if not each.allowed and not differences.below(each.key, allow_diff)]
     if not refused:
         return ""
     lines = [f"  {each.key}: {each.baseline} | {each.candidate}  ({each.where})" for each in refused[:10]]
@@ -392,10 +371,6 @@ def _refusal(pair: Pair, found: Sequence[Difference], allow_diff: Sequence[str])
     return "\n".join([head, *lines, *more, advice])
 
 
-def _is_listed(key: str, listed: Sequence[str]) -> bool:
-    return any(key == each or key.startswith(f"{each}.") for each in listed)
-
-
 def _warnings(pair: Pair, found: Sequence[Difference]) -> list[str]:
     warnings = [warning for run in pair.runs for warning in run.warnings]
     if unlike := [each.key for each in found if not each.allowed]:
@@ -404,112 +379,21 @@ def _warnings(pair: Pair, found: Sequence[Difference]) -> list[str]:
         warnings.append("the arms were measured in different runs, so a drift of the machines is part of the ratio")
     elif not pair.declared:
         warnings.append("this pair was not declared before the run: a finding after the fact (post hoc)")
-    for run, arm in [*pair.baselines, *pair.candidates]:
-        services = [load.effective(run, arm, repeat) for repeat in load.repeats(run, arm)]
-        if None in services and not load.is_imported(run):
-            warnings.append(f"{arm}: not every live service was read back: whether its flags arrived is not known")
-        flags = {warning: None for service in services if service for warning in service["warnings"]}
-        warnings += [f"{arm}: {warning}" for warning in flags]
+    for arm in pair.arms:
+        services = arm.effectives().values()
+        if None in services and not arm.run.imported:
+            warnings.append(f"{arm.name}: not every live service was read back: whether its flags arrived is not known")
+        warnings += [f"{arm.name}: {warning}" for each in services if each for warning in each["warnings"]]
     return list(dict.fromkeys(warnings))
-
-
-def _levels(run: Run, arm: str) -> list[str]:
-    return sorted(run.points[run.points.arm == arm].level.unique(), key=load.level_order)
-
-
-def _declared(run: Run) -> Mapping[str, Any]:
-    """How the run said that it would be compared."""
-    defaults = {"treatment": ["profile"], "margin": 0.05, "max_looks": 1, "repeats": 1, "redeploy": "per_repeat"}
-    return defaults | run.record["compare"]
-
-
-# ---- Figures ----
-
-
-def _drafts(pair: Pair, floors: Mapping[tuple[str, str], stats.Effect]) -> list[_Draft]:
-    sides = [
-        pd.concat([_rows(*each) for each in side], ignore_index=True) for side in (pair.baselines, pair.candidates)
-    ]
-    shared = sorted(set(sides[0].level) & set(sides[1].level), key=load.level_order, reverse=True)
-    drafts = []
-    for level in shared:
-        frames = [side[side.level == level] for side in sides]
-        for metric, higher_is_better in METRICS.items():
-            family = _family(metric, level, pair.level)
-            if family == DESCRIPTIVE and not all(frame[metric].notna().any() for frame in frames):
-                continue
-            drafts.append(_draft(pair, metric, higher_is_better, level, frames, family, floors.get((metric, level))))
-    return drafts
-
-
-def _rows(run: Run, arm: str) -> pd.DataFrame:
-    return run.points[run.points.arm == arm]
-
-
-def _family(metric: str, level: str, primary_level: str) -> str:
-    if metric == THROUGHPUT:
-        return PRIMARY if level == primary_level else SECONDARY
-    return SECONDARY if metric in AT_PRIMARY_LEVEL and level == primary_level else DESCRIPTIVE
-
-
-def _draft(
-    pair: Pair,
-    metric: str,
-    higher_is_better: bool,
-    level: str,
-    frames: Sequence[pd.DataFrame],
-    family: str,
-    floor: stats.Effect | None,
-) -> _Draft:
-    values = [_valid_values(frame, metric) for frame in frames]
-    blocks = values[0].keys() & values[1].keys() if pair.interleaved else set()
-    used = [[side[block] for block in sorted(blocks)] if pair.interleaved else list(side.values()) for side in values]
-    effect = None
-    if all(used) and min(min(side) for side in used) > 0:
-        estimate = stats.paired_effect if pair.interleaved else stats.unpaired_effect
-        effect = estimate(used[0], used[1], higher_is_better)
-    num_blocks = min(len(side) for side in used)
-    first = frames[0].iloc[0]
-    cell = Cell(
-        metric=metric,
-        level=level,
-        concurrency=None if pd.isna(first.concurrency) else int(first.concurrency),
-        offered_rps=None if pd.isna(first.offered_rps) else float(first.offered_rps),
-        axes=pair.axes,
-        baseline=pair.names[0],
-        candidate=pair.names[1],
-        baseline_value=stats.geometric_mean_interval(used[0])[0] if effect else None,
-        candidate_value=stats.geometric_mean_interval(used[1])[0] if effect else None,
-        ratio=None,
-        ci_low_ratio=None,
-        ci_high_ratio=None,
-        confidence=None,
-        num_blocks=num_blocks,
-        num_planned=pair.num_planned,
-        family=family,
-        verdict=None,
-        reason="",
-        floor_ratio=None,
-    )
-    if any(_declared(run)["redeploy"] == "never" for run in pair.runs) and effect is not None:
-        # Repeats in one deployment are no replicates: their scatter says nothing of the next deployment.
-        effect = stats.Effect(ratio=effect.ratio, num_blocks=effect.num_blocks)
-    return _Draft(cell, effect, _blocked(pair, metric, frames, used, effect), floor, pair.may_grow)
-
-
-def _valid_values(frame: pd.DataFrame, metric: str) -> dict[tuple[str, int], float]:
-    """Block (run and repeat) -> value of its VALID point."""
-    rows = frame[(frame.state == "complete") & (frame.valid == True) & frame[metric].notna()]  # noqa: E712 (None too)
-    return {(row["run_dir"], row["repeat"]): float(row[metric]) for row in load.records(rows)}
 
 
 def _bunched(pair: Pair) -> list[str]:
     """Where replies came in one piece, TPOT says nothing and TTFT is the latency."""
     told = []
-    for name, sides in zip(pair.names, (pair.baselines, pair.candidates), strict=True):
-        frames = [run.points[(run.points.arm == arm) & (run.points.level == pair.level)] for run, arm in sides]
-        notes = [str(each) for frame in frames for each in frame.notes]
-        if count := sum("bunched_tokens" in each for each in notes):
+    for name, arms in zip(pair.names, (pair.baselines, pair.candidates), strict=True):
+        points = pd.concat([arm.points for arm in arms])
+        notes = points[points.level == pair.level].notes
+        if count := notes.str.contains("bunched_tokens", na=False).sum():
             told.append(
                 f"{name}: in {count} of {len(notes)} trials at {level_text(pair.level)} over a tenth of the replies "
                 "came in one piece, so TPOT says little there"
@@ -517,27 +401,89 @@ def _bunched(pair: Pair) -> list[str]:
     return told
 
 
-def _blocked(
-    pair: Pair,
-    metric: str,
-    frames: Sequence[pd.DataFrame],
-    used: Sequence[Sequence[float]],
-    effect: stats.Effect | None,
-) -> str:
+def _shortfalls(pair: Pair, primary: Cell | None, margin: float) -> list[str]:
+    """What is not as it was declared: blocks, margin."""
+    told = []
+    if primary and primary.ratio is not None and primary.num_blocks < primary.num_planned:
+        missing = f"{primary.num_planned - primary.num_blocks} of {primary.num_planned}"
+        why = "not run yet" if any(run.in_progress for run in pair.runs) else "failed or INVALID"
+        again = "; ".join(f"python -m orchestrator resume={run.paths.root}" for run in pair.runs)
+        told.append(f"{missing} blocks are missing at the primary level: {why} ({again})")
+    if margin != pair.declaration["margin"]:
+        told.append(f"the margin is not the declared one ({pair.declaration['margin']:g})")
+    return told
+
+
+# ---- Figures ----
+
+
+def _drafts(pair: Pair, floors: Mapping[tuple[str, str], stats.Effect] = {}) -> list[_Draft]:
+    """Every figure that both arms have. `floors`: effects of an A/A run by metric and level."""
+    # By block (run and repeat), so that the two arms can be matched.
+    sides = [
+        pd.concat([arm.points for arm in arms]).set_index(["run_dir", "repeat"]).sort_index()
+        for arms in (pair.baselines, pair.candidates)
+    ]
+    drafts = []
+    for level in sorted(set(sides[0].level) & set(sides[1].level), key=load.level_order, reverse=True):
+        frames = [side[side.level == level] for side in sides]
+        for metric in METRICS:
+            if level == pair.level and metric == THROUGHPUT:
+                family = PRIMARY
+            elif metric == THROUGHPUT or (level == pair.level and metric in AT_PRIMARY_LEVEL):
+                family = SECONDARY
+            else:
+                family = DESCRIPTIVE
+            if family != DESCRIPTIVE or all(frame[metric].notna().any() for frame in frames):
+                drafts.append(_draft(pair, metric, family, frames, floors.get((metric, level))))
+    return drafts
+
+
+def _draft(pair: Pair, metric: str, family: str, frames: Sequence[pd.DataFrame], floor: stats.Effect | None) -> _Draft:
+    one, other = (frame.loc[(frame.state == "complete") & frame.valid.eq(True), metric].dropna() for frame in frames)
+    if pair.interleaved:
+        one, other = one[one.index.isin(other.index)], other[other.index.isin(one.index)]
+    num_blocks = min(len(one), len(other))
+    effect = None
+    if num_blocks and min(one.min(), other.min()) > 0:
+        estimate = stats.paired_effect if pair.interleaved else stats.unpaired_effect
+        effect = estimate(one, other, METRICS[metric])
+    first = frames[0].iloc[0]
+    repeats = [sum(arm.run.declared["repeats"] for arm in arms) for arms in (pair.baselines, pair.candidates)]
+    cell = Cell(
+        metric=metric,
+        level=first.level,
+        concurrency=None if pd.isna(first.concurrency) else int(first.concurrency),
+        offered_rps=None if pd.isna(first.offered_rps) else float(first.offered_rps),
+        axes=pair.axes,
+        baseline=pair.names[0],
+        candidate=pair.names[1],
+        baseline_value=stats.geometric_mean_interval(one)[0] if effect else None,
+        candidate_value=stats.geometric_mean_interval(other)[0] if effect else None,
+        num_blocks=num_blocks,
+        num_planned=min(repeats),
+        family=family,
+    )
+    if any(run.declared["redeploy"] == "never" for run in pair.runs) and effect is not None:
+        # Repeats in one deployment are no replicates: their scatter says nothing of the next deployment.
+        effect = stats.Effect(ratio=effect.ratio, num_blocks=effect.num_blocks)
+    return _Draft(pair, cell, effect, _blocked(pair, cell, frames, effect), floor)
+
+
+def _blocked(pair: Pair, cell: Cell, frames: Sequence[pd.DataFrame], effect: stats.Effect | None) -> str:
     """Why there can be no verdict, whatever the figures; "" if there can be one."""
-    if not all(used) and any(frame[metric].isna().all() and (frame.valid == True).any() for frame in frames):  # noqa: E712
-        return f"no block has a {metric_text(metric)} of both arms: too few requests"
-    if not all(used):
-        return "no block with both points VALID: " + "; ".join(
-            f"{name} {_state(frame, metric)}" for name, frame in zip(pair.names, frames, strict=True)
-        )
+    if not cell.num_blocks:
+        if any(frame[cell.metric].isna().all() and frame.valid.eq(True).any() for frame in frames):
+            return f"no block has a {metric_text(cell.metric)} of both arms: too few requests"
+        sides = zip(pair.names, frames, strict=True)
+        return "no block with both points VALID: " + "; ".join(f"{name} {_state(frame)}" for name, frame in sides)
     if effect is None:
         return "a value of 0 has no ratio"
     if any("single_run" in str(notes) for frame in frames for notes in frame.notes):
         return "single run, no interval"
     if any(run.in_progress for run in pair.runs):
         return "the run is not complete yet; a verdict now would be one more look"
-    if any(_declared(run)["redeploy"] == "never" for run in pair.runs):
+    if any(run.declared["redeploy"] == "never" for run in pair.runs):
         return "one deployment an arm (cluster.redeploy=never): repeats of it are no replicates"
     if not pair.interleaved:
         return "the arms were not interleaved in one run, so drift and treatment cannot be told apart"
@@ -550,81 +496,64 @@ def _blocked(
     return ""
 
 
-def _state(frame: pd.DataFrame, metric: str) -> str:
-    valid = int((frame.valid == True).sum())  # noqa: E712
-    text = f"{valid} of {len(frame)} VALID"
-    reasons = sorted({code for row in frame.invalid_reasons.dropna() for code in row.split(";") if code})
-    if failed := int((frame.state == "failed").sum()):
-        reasons.append(f"{failed} failed")
-    if valid and frame[metric].isna().all():
-        reasons.append(f"no {metric}: too few requests")
+def _state(frame: pd.DataFrame) -> str:
+    text = f"{frame.valid.eq(True).sum()} of {len(frame)} VALID"
+    failed = (frame.state == "failed").sum()
+    reasons = load.codes(frame.invalid_reasons) + [f"{failed} failed"] * bool(failed)
     return f"{text} ({', '.join(reasons)})" if reasons else text
 
 
-def _judge(drafts: Sequence[_Draft], margin: float, alpha: float, next_alpha: float) -> dict[int, Cell]:
-    """id of each draft -> its cell with interval and verdict. `next_alpha`: what further blocks would be judged at."""
-    cells = {}
-    for family in (PRIMARY, SECONDARY, DESCRIPTIVE):
+def _judge(drafts: Sequence[_Draft], margin: float, alpha: float, next_alpha: float) -> None:
+    """Give each cell its interval and verdict. `next_alpha`: what further blocks would be judged at."""
+    for family in FAMILIES:
         members = [draft for draft in drafts if draft.cell.family == family]
         levels = [stats.ALPHA] * len(members)
         if family != DESCRIPTIVE:
             levels = stats.holm_alphas([draft.effect.p_value if draft.effect else None for draft in members], alpha)
         for draft, level in zip(members, levels, strict=True):
             effect = draft.effect and stats.at_alpha(draft.effect, level)
-            cell = _with_effect(draft.cell, effect)
-            if draft.floor and cell.num_blocks >= 2:
-                detectable = stats.minimum_detectable_ratio(draft.floor, cell.num_blocks, level)
-                cell = dataclasses.replace(cell, floor_ratio=detectable)
-            if family == DESCRIPTIVE:
-                cells[id(draft)] = dataclasses.replace(cell, reason=draft.blocked)
-            else:
-                shares = alpha / len(members), next_alpha / len(members)
-                cells[id(draft)] = _verdict(cell, effect, draft, margin, *shares)
-    return cells
+            draft.cell = replace(_with_effect(draft.cell, effect), reason=draft.blocked)
+            if draft.floor and draft.cell.num_blocks >= 2:
+                detectable = stats.minimum_detectable_ratio(draft.floor, draft.cell.num_blocks, level)
+                draft.cell = replace(draft.cell, floor_ratio=detectable)
+            if family != DESCRIPTIVE:
+                # Each has an equal share of the family's error, which EQUIVALENT is held to.
+                verdict, reason = _verdict(draft, effect, margin, alpha / len(members), next_alpha / len(members))
+                draft.cell = replace(draft.cell, verdict=verdict, reason=reason)
 
 
 def _with_effect(cell: Cell, effect: stats.Effect | None) -> Cell:
     if effect is None:
         return cell
-    return dataclasses.replace(
-        cell,
-        ratio=effect.ratio,
-        ci_low_ratio=effect.ci_low_ratio,
-        ci_high_ratio=effect.ci_high_ratio,
-        confidence=effect.confidence,
-    )
+    names = ("ratio", "ci_low_ratio", "ci_high_ratio", "confidence")
+    return replace(cell, **{name: getattr(effect, name) for name in names})
 
 
 def _verdict(
-    cell: Cell, effect: stats.Effect | None, draft: _Draft, margin: float, alpha: float, next_alpha: float
-) -> Cell:
-    """`alpha`: the cell's equal share of its family's error, which EQUIVALENT is held to; likewise `next_alpha`."""
+    draft: _Draft, effect: stats.Effect | None, margin: float, alpha: float, next_alpha: float
+) -> tuple[str, str]:
+    """Verdict and, where it needs one, reason."""
     if draft.blocked or effect is None:
-        return dataclasses.replace(cell, verdict=str(stats.Verdict.INCONCLUSIVE), reason=draft.blocked)
-    verdict, reason = stats.judge(effect, margin, alpha), ""
-    if verdict == stats.Verdict.INCONCLUSIVE:
-        reason = _further(stats.blocks_to_settle(effect, margin, next_alpha), effect.num_blocks, draft.may_grow)
-    elif (
-        verdict != stats.Verdict.EQUIVALENT
-        and cell.floor_ratio
-        and abs(math.log(effect.ratio)) < math.log(cell.floor_ratio)
-    ):
-        reason = (
-            f"{verdict} but for the noise floor: the A/A run cannot tell less than x{cell.floor_ratio:.3g} from noise"
-        )
-        verdict = stats.Verdict.INCONCLUSIVE
-    return dataclasses.replace(cell, verdict=str(verdict), reason=reason)
+        return INCONCLUSIVE, draft.blocked
+    verdict, floor = str(stats.judge(effect, margin, alpha)), draft.cell.floor_ratio
+    if verdict == INCONCLUSIVE:
+        return verdict, _further(stats.blocks_to_settle(effect, margin, next_alpha), draft.pair, effect.num_blocks)
+    if verdict != stats.Verdict.EQUIVALENT and floor and abs(math.log(effect.ratio)) < math.log(floor):
+        noise = f"the A/A run cannot tell less than x{floor:.3g} from noise"
+        return INCONCLUSIVE, f"{verdict} but for the noise floor: {noise}"
+    return verdict, ""
 
 
-def _further(total: tuple[int, int | None], done: int, may_grow: bool) -> str:
+def _further(total: tuple[int, int | None], pair: Pair, done: int) -> str:
     """In words: the range of further blocks, and where to measure them."""
     low, high = total
+    few = max(1, low - done)
     if high is None:
-        return f"more than {max(1, low - done)} further blocks would be needed, if any number settles it"
-    few, many = max(1, low - done), max(1, high - done)
+        return f"more than {few} further blocks would be needed, if any number settles it"
+    many = max(1, high - done)
     count = f"{few} to {many} further blocks" if few < many else f"{few} further block{'s' if few > 1 else ''}"
-    where = "--add another run" if may_grow else f"in a new run: sweep.repeats={done + few} to {done + many}"
-    return f"about {count} would settle it ({where})"
+    where = f"in a new run: sweep.repeats={done + few} to {done + many}"
+    return f"about {count} would settle it ({'--add another run' if pair.declaration['max_looks'] > 1 else where})"
 
 
 # ---- Noise floor ----
@@ -637,27 +566,24 @@ def _floors(floor: Run | None, pairs: Sequence[Pair]) -> dict[Pair, dict[tuple[s
     """
     if floor is None:
         return {}
+    root = floor.paths.root
+    if floor.in_progress:
+        raise IncomparableError(f"--floor {root} is not complete")
+    twins = [each for each in declared_pairs(floor) if len({arm.record["service_key"] for arm in each.arms}) == 1]
+    if not twins:
+        raise IncomparableError(f"--floor {root} is no A/A run: it compares no arm with itself")
     found, errors = {}, []
     for pair in pairs:
         try:
-            found[pair] = _floor(floor, pair)
+            found[pair] = _floor(floor, twins, pair)
         except IncomparableError as error:
-            errors.append(str(error))
+            errors.append(error)
     if not found:
-        raise IncomparableError(errors[0])
+        raise errors[0]
     return found
 
 
-def _floor(floor: Run, pair: Pair) -> dict[tuple[str, str], stats.Effect]:
-    if floor.in_progress:
-        raise IncomparableError(f"--floor {floor.paths.root} is not complete")
-    twins = [
-        each
-        for each in declared_pairs(floor)
-        if len({load.arm_record(floor, arm)["service_key"] for _, arm in (each.baselines[0], each.candidates[0])}) == 1
-    ]
-    if not twins:
-        raise IncomparableError(f"--floor {floor.paths.root} is no A/A run: it compares no arm with itself")
+def _floor(floor: Run, twins: Sequence[Pair], pair: Pair) -> dict[tuple[str, str], stats.Effect]:
     for twin in twins:
         # Whose noise it is may be either arm's, so the profile is free.
         unlike = [
@@ -668,17 +594,18 @@ def _floor(floor: Run, pair: Pair) -> dict[tuple[str, str], stats.Effect]:
     else:
         text = "; ".join(f"{each.key}: {each.baseline} | {each.candidate}" for each in unlike[:5])
         raise IncomparableError(f"--floor {floor.paths.root} measured something else: {text}")
-    effects = {(draft.cell.metric, draft.cell.level): draft.effect for draft in _drafts(twin, {})}
+    drafts = {(draft.cell.metric, draft.cell.level): draft for draft in _drafts(twin)}
     usable = {
-        key: effect
-        for key, effect in effects.items()
-        if effect and effect.log_sd is not None and effect.num_blocks >= MIN_FLOOR_BLOCKS
+        key: draft.effect
+        for key, draft in drafts.items()
+        if draft.effect and draft.effect.log_sd is not None and draft.effect.num_blocks >= MIN_FLOOR_BLOCKS
     }
-    if (THROUGHPUT, pair.level) not in usable:
-        primary = effects.get((THROUGHPUT, pair.level))
+    at = THROUGHPUT, pair.level
+    if at not in usable:
+        num_blocks = drafts[at].cell.num_blocks if at in drafts else 0
         raise IncomparableError(
-            f"--floor {floor.paths.root} has {primary.num_blocks if primary else 0} VALID blocks of throughput at "
-            f"{pair.level}; an A/A run needs {MIN_FLOOR_BLOCKS} there, each freshly deployed"
+            f"--floor {floor.paths.root} has {num_blocks} VALID blocks of throughput at {pair.level}; "
+            f"an A/A run needs {MIN_FLOOR_BLOCKS} there, each freshly deployed"
         )
     return usable
 
@@ -691,24 +618,22 @@ def _summary(pair: Pair, cells: Sequence[Cell], primary: Cell | None, margin: fl
     baseline, candidate = pair.names
     if baseline == candidate:
         baseline, candidate = (
-            f"{side[0][1]} of {side[0][0].paths.run_id}" for side in (pair.baselines, pair.candidates)
+            f"{arm.name} of {arm.run.paths.run_id}" for arm in (pair.baselines[0], pair.candidates[0])
         )
     start = f"{pair.axes}: " if pair.axes else ""
     if primary is None or primary.ratio is None:
         why = primary.reason if primary else "no level in common"
-        return f"{start}{candidate} against {baseline} is INCONCLUSIVE: {why}.{_fallback(cells)}"
+        # After the fact, so no verdict.
+        known = [cell for cell in cells if cell.metric == THROUGHPUT and cell.ratio is not None]
+        highest = max(known, key=lambda cell: load.level_order(cell.level), default=None)
+        fallback = f" Post hoc: {_throughput(highest)}." if highest else ""
+        return f"{start}{candidate} against {baseline} is INCONCLUSIVE: {why}.{fallback}"
     how = _throughput(primary)
-    if primary.verdict == "INCONCLUSIVE":
+    if primary.verdict == INCONCLUSIVE:
         return f"{start}{candidate} against {baseline} is INCONCLUSIVE: {how}; {primary.reason}."
     if primary.verdict == "EQUIVALENT":
         return f"{start}{candidate} is EQUIVALENT to {baseline} within {100 * margin:.3g} %: {how}."
     return f"{start}{candidate} is {primary.verdict} than {baseline}: {how}."
-
-
-def _fallback(cells: Sequence[Cell]) -> str:
-    """The highest level that has a ratio, when the primary has none: after the fact, so no verdict."""
-    known = [cell for cell in cells if cell.metric == THROUGHPUT and cell.ratio is not None]
-    return f" Post hoc: {_throughput(max(known, key=lambda cell: load.level_order(cell.level)))}." if known else ""
 
 
 def _throughput(cell: Cell) -> str:
@@ -717,17 +642,7 @@ def _throughput(cell: Cell) -> str:
     return f"{effect_text(cell)} the throughput at {level_text(cell.level)}, {blocks}"
 
 
-def compare_runs(runs: Sequence[Run]) -> list[Comparison]:
-    """All that these runs declared; runs of one arm, such as imported results, in pairs: baseline, candidate."""
-    found = [comparison for run in runs for comparison in compare_run(run)]
-    singles = [(run, run.arms[0]) for run in runs if len(run.arms) == 1]
-    for baseline, candidate in zip(singles[::2], singles[1::2], strict=False):
-        pair, family = pair_of(baseline, candidate)
-        found += compare_pairs([pair], family, _declared(baseline[0])["margin"])
-    return found
-
-
 def cells_frame(comparisons: Iterable[Comparison]) -> pd.DataFrame:
     """One row a cell."""
-    cells = [dataclasses.asdict(cell) for comparison in comparisons for cell in comparison.cells]
-    return pd.DataFrame(cells, columns=[field.name for field in dataclasses.fields(Cell)])
+    cells = [asdict(cell) for comparison in comparisons for cell in comparison.cells]
+    return pd.DataFrame(cells, columns=[field.name for field in fields(Cell)])

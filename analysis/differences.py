@@ -6,14 +6,14 @@ A declared difference that is not found in the live services is a difference too
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis import load
-from analysis.load import Run
+from analysis.load import Arm
 
 UNSET = "(unset)"
 # Neither the service nor how it is loaded. Levels are matched one by one; blocks are counted.
@@ -23,7 +23,6 @@ _NOT_COMPARED = (
 )
 # Of a process, not of the service.
 _OF_A_PROCESS = frozenset({"RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WORKER_ID", "RAY_NODE_ID"})
-_COLUMNS = ("workload", "cluster", "num_replicas", "load_mode")
 
 
 @dataclass(frozen=True)
@@ -37,139 +36,119 @@ class Difference:
     allowed: bool
 
 
-def find(baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str]) -> list[Difference]:
+def find(baseline: Arm, candidate: Arm, treatment: Sequence[str]) -> list[Difference]:
     """All differences between two arms, each once, over all repeats that both have."""
     declared = _declared(baseline, candidate, treatment)
-    found = dict.fromkeys([*declared, *_client(baseline, candidate, treatment)])
+    found = [*declared, *_client(baseline, candidate, treatment)]
     if not treatment:
-        keys = [{"service_key": load.arm_record(run, arm)["service_key"]} for run, arm in (baseline, candidate)]
-        found |= dict.fromkeys(_diff(keys[0], keys[1], "declared", lambda key: False))
-    services = [
-        {repeat: load.effective(run, arm, repeat) for repeat in load.repeats(run, arm)}
-        for run, arm in (baseline, candidate)
-    ]
+        keys = [{"service_key": arm.record["service_key"]} for arm in (baseline, candidate)]
+        found += _diff(keys[0], keys[1], "declared", lambda key: False)
+    # Environment variables that the configs say differ.
+    env = {each.key.rpartition(".env.")[2]: each for each in declared if ".env." in each.key}
+    services = baseline.effectives(), candidate.effectives()
     for repeat in sorted(services[0].keys() & services[1].keys()):
         a, b = services[0][repeat], services[1][repeat]
         if a is not None and b is not None:
-            found |= dict.fromkeys(_effective(a, b, _env_of(declared), treatment))
-    return list(found)
+            found += _effective(a, b, env, treatment)
+    return list(dict.fromkeys(found))
 
 
-def _declared(baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str]) -> list[Difference]:
-    configs = load.config(*baseline), load.config(*candidate)
-    if configs[0] is not None and configs[1] is not None:
-        flat = [flatten(each) for each in configs]
-        # A workload or sweep that follows another choice differs in what it says, not in what it is asked.
-        pairs = [(key, flat[0].get(key, UNSET), flat[1].get(key, UNSET)) for key in {**flat[0], **flat[1]}]
-        pairs = [each for each in pairs if not _below(each[0], _NOT_COMPARED)]
-    else:  # imported results have no config: what their rows say
-        rows = [_first_row(*side) for side in (baseline, candidate)]
-        pairs = [(f"{name}", _text(rows[0][name]), _text(rows[1][name])) for name in _COLUMNS]
-        pairs = [each for each in pairs if UNSET not in each]
-        treatment = [*treatment, *(axis.rpartition(".")[2] for axis in treatment)]  # num_replicas is a column
-    # Another workload may be the treatment, other requests are another question.
-    whole = [axis for axis in treatment if axis != "workload"]
-    return [
-        Difference(key, a, b, "declared", _below(key, whole if _below(key, ["workload.client"]) else treatment))
-        for key, a, b in pairs
-        if a != b
-    ]
-
-
-def _below(key: str, prefixes: Iterable[str]) -> bool:
+def below(key: str, prefixes: Iterable[str]) -> bool:
+    """Whether the key is one of these or a part of one."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def _first_row(run: Run, arm: str) -> Mapping[str, Any]:
-    return load.records(run.points[run.points.arm == arm])[0]
+def _declared(baseline: Arm, candidate: Arm, treatment: Sequence[str]) -> list[Difference]:
+    configs = baseline.config(), candidate.config()
+    if None not in configs:
+        # A workload or sweep that follows another choice differs in what it says, not in what it is asked.
+        sides = [{k: v for k, v in flatten(each).items() if not below(k, _NOT_COMPARED)} for each in configs]
+    else:  # imported results have no config: what both of their rows say
+        names = ["workload", "cluster", "num_replicas", "load_mode"]
+        known = pd.concat([arm.points[names].iloc[:1] for arm in (baseline, candidate)]).dropna(axis=1)
+        sides = [flatten(row) for row in load.records(known)]
+        treatment = [*treatment, *(axis.rpartition(".")[2] for axis in treatment)]  # num_replicas is a column
+    # Another workload may be the treatment, other requests are another question.
+    whole = [axis for axis in treatment if axis != "workload"]
+    part = ["workload.client"]
+    return _diff(sides[0], sides[1], "declared", lambda key: below(key, whole if below(key, part) else treatment))
 
 
-def _env_of(declared: Sequence[Difference]) -> dict[str, tuple[str, str]]:
-    """Environment variables that the configs say differ."""
-    return {
-        each.key.rpartition(".env.")[2]: (each.baseline, each.candidate) for each in declared if ".env." in each.key
-    }
-
-
-def _client(baseline: tuple[Run, str], candidate: tuple[Run, str], treatment: Sequence[str]) -> list[Difference]:
+def _client(baseline: Arm, candidate: Arm, treatment: Sequence[str]) -> list[Difference]:
     """The load client, level by level: its versions and number of processes over all trials."""
-    compared = any(_below(axis, ["workload.client"]) for axis in treatment)
+    compared = any(below(axis, ["workload.client"]) for axis in treatment)
 
     def follows(key: str) -> bool:
         return compared or (key == "client.num_processes" and "workload.num_replicas" in treatment)
 
-    facts = [_client_facts(*side) for side in (baseline, candidate)]
-    shared = facts[0].keys() & facts[1].keys()
-    found = [_diff(facts[0][level], facts[1][level], "effective", follows) for level in sorted(shared)]
-    return [each for differences in found for each in differences]
+    facts = [_client_facts(arm) for arm in (baseline, candidate)]
+    shared = sorted(facts[0].keys() & facts[1].keys())
+    return [each for level in shared for each in _diff(facts[0][level], facts[1][level], "effective", follows)]
 
 
-def _client_facts(run: Run, arm: str) -> dict[str, dict[str, str]]:
-    levels: dict[str, dict[str, set[str]]] = {}
-    for row in load.records(run.points[(run.points.arm == arm) & (run.points.state == "complete")]):
-        client = load.trial(run, row)["client"]
+def _client_facts(arm: Arm) -> dict[str, dict[str, str]]:
+    levels: dict[str, list[dict[str, str]]] = {}
+    for row in load.records(arm.complete):
+        client = load.trial(arm.run, row)["client"]
         known = flatten({"client": {name: client.get(name) for name in ("num_processes", "versions")}})
-        for key, value in known.items():
-            levels.setdefault(row["level"], {}).setdefault(key, set()).add(value)
-    return {
-        level: {key: " / ".join(sorted(values)) for key, values in facts.items()} for level, facts in levels.items()
-    }
+        levels.setdefault(row["level"], []).append(known)
+    return {level: _merged(facts) for level, facts in levels.items()}
 
 
 def _effective(
     baseline: Mapping[str, Any],
     candidate: Mapping[str, Any],
-    declared_env: Mapping[str, tuple[str, str]],
+    declared_env: Mapping[str, Difference],
     treatment: Sequence[str],
 ) -> list[Difference]:
     """What the live services of one block say of themselves."""
+    both = baseline, candidate
     ignored = {*_OF_A_PROCESS, *baseline.get("isolation_env", []), *candidate.get("isolation_env", [])}
-    found: list[Difference] = []
     kinds = {actor["kind"] for actor in baseline["actors"]} & {actor["kind"] for actor in candidate["actors"]}
-    env = [_by_name(service, "env", kinds, ignored) for service in (baseline, candidate)]
-    found += _diff(env[0], env[1], "effective", lambda name: name in declared_env, prefix="env.")
-    found += [
-        Difference(f"env.{name}", f"declared {a}", f"declared {b}, but found the same", "effective", allowed=False)
-        for name, (a, b) in declared_env.items()
+
+    def reported(what: str) -> list[dict[str, str]]:
+        """Over those kinds of actors that both have: HAProxy's manager, say, lives in one arm alone."""
+        actors = ([each[what] for each in service["actors"] if each["kind"] in kinds] for service in both)
+        merged = (_merged([{name: _text(value) for name, value in each.items()} for each in side]) for side in actors)
+        return [{name: text for name, text in side.items() if name not in ignored} for side in merged]
+
+    env, constants = reported("env"), reported("constants")
+    found = _diff(env[0], env[1], "effective", lambda name: name in declared_env, prefix="env.")
+    for name, each in declared_env.items():
         # One that is reported by neither is not of the kind that is read back; its arrival was checked at the start.
-        if (name in env[0] or name in env[1]) and env[0].get(name, UNSET) == env[1].get(name, UNSET)
-    ]
-    constants = [_by_name(service, "constants", kinds, ignored) for service in (baseline, candidate)]
+        if (name in env[0] or name in env[1]) and env[0].get(name, UNSET) == env[1].get(name, UNSET):
+            same = f"declared {each.candidate}, but found the same"
+            found.append(Difference(f"env.{name}", f"declared {each.baseline}", same, "effective", allowed=False))
     found += _diff(constants[0], constants[1], "consequence", lambda name: True, prefix="constant.")
-    if baseline.get("engine") or candidate.get("engine"):
-        engines = [flatten({"engine": each.get("engine")}) for each in (baseline, candidate)]
-        found += _diff(engines[0], engines[1], "effective", lambda key: _below(key, _engine_axes(treatment)))
-    for what in ("versions", "hardware"):
-        facts = [flatten({what: _comparable(service[what])}) for service in (baseline, candidate)]
-        if what == "versions" and "workload" in treatment:  # an arm without Ray has no Ray version
-            facts = [{key: side[key] for key in facts[0].keys() & facts[1].keys()} for side in facts]
-        found += _diff(facts[0], facts[1], "effective", lambda key: "cluster" in treatment)
+    engines = [flatten({"engine": each.get("engine") or {}}) for each in both]
+    found += _diff(engines[0], engines[1], "effective", lambda key: below(key, _engine_axes(treatment)))
+    versions = [flatten({"versions": each["versions"]}) for each in both]
+    if "workload" in treatment:  # an arm without Ray has no Ray version
+        versions = [{key: side[key] for key in versions[0].keys() & versions[1].keys()} for side in versions]
+    # Less what changes by itself: free memory, node addresses.
+    facts = [{name: value for name, value in each["hardware"].items() if name != "ray_resources"} for each in both]
+    hardware = [flatten({"hardware": each}) for each in facts]
+    for one, other in (versions, hardware):
+        found += _diff(one, other, "effective", lambda key: "cluster" in treatment)
     return found
 
 
 def _engine_axes(treatment: Sequence[str]) -> list[str]:
     """What may differ in the engines. Of a compared `model.engine.*` others follow; Serve LLM chooses its executor."""
-    if any(_below(axis, ["model"]) for axis in treatment):
+    if any(below(axis, ["model"]) for axis in treatment):
         return ["engine"]
     return ["engine.distributed_executor_backend"] * ("workload" in treatment)
 
 
-def _by_name(service: Mapping[str, Any], what: str, kinds: set[str], ignored: set[str]) -> dict[str, str]:
-    """Environment or constants over those kinds of actors: HAProxy's manager, say, lives in one arm alone."""
-    values: dict[str, set[str]] = {}
-    for actor in service["actors"]:
-        if actor["kind"] in kinds:
-            for name, value in actor[what].items():
-                values.setdefault(name, set()).add(_text(value))
-    return {name: " / ".join(sorted(each)) for name, each in values.items() if name not in ignored}
+def _merged(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """All distinct values of each name: `a / b`."""
+    names = dict.fromkeys(name for each in facts for name in each)
+    return {name: " / ".join(sorted({each[name] for each in facts if name in each})) for name in names}
 
 
-def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Less what changes by itself: free memory, node addresses."""
-    return {name: value for name, value in facts.items() if name != "ray_resources"}
-
-
-def _diff(a: Mapping[str, str], b: Mapping[str, str], where: str, allowed: Any, prefix: str = "") -> list[Difference]:
+def _diff(
+    a: Mapping[str, str], b: Mapping[str, str], where: str, allowed: Callable[[str], bool], prefix: str = ""
+) -> list[Difference]:
     return [
         Difference(f"{prefix}{key}", a.get(key, UNSET), b.get(key, UNSET), where, allowed(key))
         for key in sorted({**a, **b})

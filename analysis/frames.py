@@ -1,8 +1,7 @@
 """Tidy frames for plots and notebooks: every statistic that a picture shows is computed before it is drawn."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ from omegaconf import OmegaConf
 
 from analysis import load, stats
 from analysis.compare import METRICS, THROUGHPUT, Comparison, declared_pairs
-from analysis.load import Requests, Run
+from analysis.load import Arm, Requests, Run
 
 BETWEEN, WITHIN = "between deployments", "within this deployment"
 _QUANTILES = 1 - np.geomspace(1, 1e-5, 201)  # evenly spaced on the log-tail axis
@@ -19,56 +18,39 @@ _QUANTILES = 1 - np.geomspace(1, 1e-5, 201)  # evenly spaced on the log-tail axi
 def arm_points(run: Run, requests: Sequence[Requests] = ()) -> pd.DataFrame:
     """One row an (arm, level, metric): geometric mean over the blocks with an interval, and whether it is VALID.
 
-    With one block only, `requests` give throughput and latency percentiles an interval within that deployment.
+    Arms as they were given, not in the shuffled order of measurement. With one block only, `requests` give throughput
+    and latency percentiles an interval within that deployment.
     """
     rows = []
-    for arm, level in sorted({*zip(run.points.arm, run.points.level, strict=True)}, key=_planned_order(run)):
-        frame = run.points[(run.points.arm == arm) & (run.points.level == level)]
-        complete = frame[frame.state == "complete"]
-        if complete.empty:
-            continue
-        valid = complete[complete.valid == True]  # noqa: E712 (None too)
-        used = complete if valid.empty else valid
-        first = load.records(used)[0]
-        reasons = sorted({code for text in complete.invalid_reasons.dropna() for code in text.split(";") if code})
-        notes = ";".join(complete.notes.dropna()).split(";")
-        facts = {
-            **{name: first[name] for name in ("arm", "profile", "workload", "cluster", "num_replicas", "level")},
-            **{name: first[name] for name in ("concurrency", "offered_rps", "load_mode")},
-            "axes": _axes(run, arm),
-            "num_blocks": len(valid),
-            "num_invalid": len(complete) - len(valid),
-            "valid": not valid.empty,
-            "invalid_reasons": ", ".join(reasons),
-            "colocated": "colocated_client" in notes,
-            "single_run": "single_run" in notes,
-        }
-        within = [each for each in requests if (each.row["arm"], each.row["level"]) == (arm, level)]
-        for metric in METRICS:
-            values = used[metric].dropna().to_numpy(dtype=float)
-            if len(values):
-                value, low, high, interval = _interval(metric, values, within, _has_replicates(run))
-                rows.append(
-                    {**facts, "metric": metric, "value": value, "ci_low": low, "ci_high": high, "interval": interval}
-                )
+    for arm in (Arm(run, name) for name in run.arms):
+        axes = {axis: value for axis, value in arm.record["axes"].items() if axis not in run.declared["treatment"]}
+        for level in sorted(arm.complete.level.unique(), key=load.level_order):
+            complete = arm.complete[arm.complete.level == level]
+            valid = complete[complete.valid.eq(True)]
+            used = complete if valid.empty else valid
+            names = ["arm", "profile", "workload", "cluster", "num_replicas", "level", "concurrency", "offered_rps"]
+            facts = load.records(used[[*names, "load_mode"]].iloc[:1])[0] | {
+                "axes": ", ".join(f"{axis}={value}" for axis, value in axes.items()),
+                "num_blocks": len(valid),
+                "num_invalid": len(complete) - len(valid),
+                "valid": not valid.empty,
+                "invalid_reasons": ", ".join(load.codes(complete.invalid_reasons)),
+                "colocated": "colocated_client" in load.codes(complete.notes),
+                "single_run": "single_run" in load.codes(complete.notes),
+            }
+            within = [each for each in requests if (each.row["arm"], each.row["level"]) == (arm.name, level)]
+            # Of one deployment an arm the scatter of blocks says nothing of another deployment.
+            replicates = run.declared["redeploy"] != "never"
+            for metric in METRICS:
+                values = used[metric].dropna().to_numpy(dtype=float)
+                if len(values):
+                    found = _interval(metric, values, within, replicates)
+                    rows.append(
+                        facts
+                        | {"metric": metric}
+                        | dict(zip(("value", "ci_low", "ci_high", "interval"), found, strict=True))
+                    )
     return pd.DataFrame(rows)
-
-
-def _planned_order(run: Run) -> Callable[[tuple[str, str]], Any]:
-    """Arms as they were given, not in the shuffled order of measurement; levels by number."""
-    return lambda place: (run.arms.index(place[0]), load.level_order(place[1]))
-
-
-def _axes(run: Run, arm: str) -> str:
-    held = [
-        axis for axis in load.arm_record(run, arm)["axes"].items() if axis[0] not in run.record["compare"]["treatment"]
-    ]
-    return ", ".join(f"{axis}={value}" for axis, value in held)
-
-
-def _has_replicates(run: Run) -> bool:
-    """Whether each block was deployed afresh; else its scatter says nothing of another deployment."""
-    return bool(run.record["compare"].get("redeploy") != "never")
 
 
 def _interval(
@@ -96,27 +78,16 @@ def distribution(requests: Sequence[Requests]) -> pd.DataFrame:
 
     From histograms with bins of 0.5 %.
     """
-    groups: dict[tuple[str, str], list[Requests]] = {}
+    groups: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for each in requests:
         if each.row["valid"] and each.histograms is not None:
-            groups.setdefault((each.row["arm"], each.row["level"]), []).append(each)
+            groups.setdefault((each.row["arm"], each.row["level"]), []).append(each.histograms)
     frames = []
-    for (arm, level), members in groups.items():
-        counts, edges = stats.merge_histograms([each.histograms for each in members if each.histograms is not None])
+    for (arm, level), histograms in groups.items():
+        counts, edges = stats.merge_histograms(histograms)
         known = _QUANTILES[counts.sum() * (1 - _QUANTILES) >= 10]
-        frames.append(
-            pd.DataFrame(
-                {
-                    "arm": arm,
-                    "level": level,
-                    "concurrency": members[0].row["concurrency"],
-                    "quantile": known,
-                    "latency_ms": stats.histogram_quantiles(counts, edges, known)[0],
-                    "ci_low_ms": np.nan,
-                    "ci_high_ms": np.nan,
-                }
-            )
-        )
+        latency_ms = stats.histogram_quantiles(counts, edges, known)[0]
+        frames.append(pd.DataFrame({"arm": arm, "level": level, "quantile": known, "latency_ms": latency_ms}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -126,24 +97,26 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
     The peak is the highest throughput of a measured level whose p99 meets the SLO, block by block; the ratio has an
     interval where at least two blocks have both peaks.
     """
-    rows, replicates = [], _has_replicates(run)
+    rows, replicates = [], run.declared["redeploy"] != "never"
     for pair in declared_pairs(run):
-        sides = [_valid_rows(run, side[0][1]) for side in (pair.baselines, pair.candidates)]
-        p99s = pd.concat(sides).latency_p99_ms
-        if p99s.empty or any(side.empty for side in sides):
+        arms = pair.baselines[0].points, pair.candidates[0].points
+        sides = [points[points.valid.eq(True) & points.latency_p99_ms.notna()] for points in arms]
+        if any(side.empty for side in sides):
             continue
+        p99s = pd.concat(sides).latency_p99_ms
         for slo_ms in np.geomspace(p99s.min() * 0.9, p99s.max() * 1.1, 60):
             peaks = [side[side.latency_p99_ms <= slo_ms].groupby("repeat").throughput_rps.max() for side in sides]
             both = peaks[0].index.intersection(peaks[1].index)
             effect = stats.paired_effect(peaks[0][both], peaks[1][both], True) if len(both) else None
+            means = [stats.geometric_mean_interval(peak)[0] if len(peak) else np.nan for peak in peaks]
             rows.append(
                 {
-                    "baseline": pair.baselines[0][1],
-                    "candidate": pair.candidates[0][1],
+                    "baseline": pair.names[0],
+                    "candidate": pair.names[1],
                     "axes": pair.axes,
                     "slo_ms": slo_ms,
-                    "baseline_peak_rps": _mean(peaks[0]),
-                    "candidate_peak_rps": _mean(peaks[1]),
+                    "baseline_peak_rps": means[0],
+                    "candidate_peak_rps": means[1],
                     "ratio": effect.ratio if effect else np.nan,
                     "ci_low_ratio": effect.ci_low_ratio if effect and replicates else None,
                     "ci_high_ratio": effect.ci_high_ratio if effect and replicates else None,
@@ -154,57 +127,41 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
     return frame.astype({"ci_low_ratio": float, "ci_high_ratio": float}) if rows else frame
 
 
-def _valid_rows(run: Run, arm: str) -> pd.DataFrame:
-    points = run.points
-    return points[(points.arm == arm) & (points.valid == True) & points.latency_p99_ms.notna()]  # noqa: E712
-
-
-def _mean(values: pd.Series) -> float:
-    return stats.geometric_mean_interval(values)[0] if len(values) else np.nan
-
-
 def peak(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """Speed-up of throughput and fraction of p99 latency that is left, at the primary level of each comparison."""
-    rows: list[dict[str, Any]] = []
+    rows = []
     for each in comparisons:
-        if each.primary is None or each.primary.ratio is None:
+        first = each.primary
+        if first is None or first.ratio is None:
             continue
-        cells = [cell for cell in each.cells if cell.level == each.primary.level]
-        p99 = next((cell for cell in cells if cell.metric == "latency_p99_ms" and cell.ratio), None)
+        p99s = [cell for cell in each.cells if (cell.metric, cell.level) == ("latency_p99_ms", first.level)]
+        ratios = [(cell.ratio, cell.ci_high_ratio, cell.ci_low_ratio) for cell in p99s] or [(None, None, None)]
+        fractions = [1 / ratio if ratio else np.nan for ratio in ratios[0]]
         rows.append(
             {
                 "workload": each.workload,
                 "baseline": each.baseline,
                 "candidate": each.candidate,
                 "axes": each.axes,
-                "speedup": each.primary.ratio,
-                "speedup_ci_low": each.primary.ci_low_ratio,
-                "speedup_ci_high": each.primary.ci_high_ratio,
-                "latency_fraction": _inverse(p99.ratio if p99 else None),
-                "latency_fraction_ci_low": _inverse(p99.ci_high_ratio if p99 else None),
-                "latency_fraction_ci_high": _inverse(p99.ci_low_ratio if p99 else None),
-                "level": each.primary.level,
-                "confidence": each.primary.confidence,
-                "num_blocks": each.primary.num_blocks,
+                "speedup": first.ratio,
+                "speedup_ci_low": first.ci_low_ratio,
+                "speedup_ci_high": first.ci_high_ratio,
+                "latency_fraction": fractions[0],
+                "latency_fraction_ci_low": fractions[1],
+                "latency_fraction_ci_high": fractions[2],
+                "level": first.level,
+                "confidence": first.confidence,
+                "num_blocks": first.num_blocks,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _inverse(ratio: float | None) -> float:
-    return 1 / ratio if ratio else np.nan
-
-
-def workloads(run: Run) -> dict[str, str]:
-    """Arm -> name of its workload."""
-    return dict(zip(run.points.arm, run.points.workload, strict=True))
-
-
 def slo_p99_ms(run: Run) -> dict[str, float]:
     """Workload -> the SLO on its p99 latency, ms, where it has one."""
     found = {}
-    for arm, workload in workloads(run).items():
-        config = load.config(run, arm)
+    for name, workload in dict(zip(run.points.arm, run.points.workload, strict=True)).items():
+        config = Arm(run, name).config()
         slo = OmegaConf.select(OmegaConf.create(dict(config)), "slo.latency_p99_ms") if config else None
         if slo is not None:
             found[workload] = float(slo)
@@ -213,10 +170,10 @@ def slo_p99_ms(run: Run) -> dict[str, float]:
 
 def all_requests(run: Run) -> list[Requests]:
     """Every trial's requests, read once. What cannot be read is left out with a warning; a comparison refuses it."""
-    found: list[Requests] = []
-    for _, row in run.points[run.points.state == "complete"].iterrows():
+    found = []
+    for row in load.records(run.points[run.points.state == "complete"]):
         try:
-            found += load.read_requests(run, row.to_frame().T)
+            found.append(load.read_requests(run, row))
         except load.LoadError as error:
             warnings.warn(str(error), stacklevel=2)
-    return found
+    return [each for each in found if each is not None]

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from analysis import compare, load, published
 from analysis.compare import Cell, Comparison
 from analysis.differences import Difference
-from analysis.load import Run
+from analysis.load import Arm, Run
 from analysis.wording import MISSING, confidence_text, is_missing, level_text, metric_text, number, ratio_texts
 from orchestrator.results import INVALID_REASONS, read_json
 
@@ -330,7 +330,7 @@ def write(
         png, svg = (run.paths.plots_dir / f"{name}.{kind}" for kind in ("png", "svg"))
         # The title is drawn into the picture, so it is what the picture is called for who cannot see it.
         figures[name] = (png.read_bytes(), " ".join(figure.texts[0].get_text().split()), svg.read_bytes())
-    services = {arm: service for arm in run.arms if (service := load.effective(run, arm, 0))}
+    services = {arm: service for arm in run.arms if (service := Arm(run, arm).effective(0))}
     runs = [run, *more]
     details = [each for one in runs for each in trial_details(one)]
     html = render_html(comparisons, run.record, points_of(runs), figures, details, services)
