@@ -14,7 +14,6 @@ import sys
 import tempfile
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,14 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.markup import escape
 
+from orchestrator import execute, results
 from orchestrator.config import Config, parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError
+from orchestrator.paths import RunPaths, create_run_dir
+from orchestrator.plan import Arm, Job, Plan, make_plan, plan_arms, service_key
 from orchestrator.process import Interrupted, interruptible
-
-if TYPE_CHECKING:
-    from orchestrator.execute import Run
-    from orchestrator.paths import RunPaths
-    from orchestrator.plan import Job, Plan
+from orchestrator.progress import console, line, print_plan, print_results
 
 SCRATCH = "SERVE_ORCHESTRATOR_SCRATCH"  # where conf/config.yaml lets Hydra write
 
@@ -54,10 +52,8 @@ def main() -> int:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _compose(arguments: list[str]) -> list["Job"]:
+def _compose(arguments: list[str]) -> list[Job]:
     """The jobs that Hydra composes; none for `--help`, `--cfg` and the like. Raises ConfigError."""
-    from orchestrator.plan import Job
-
     for argument in arguments:
         if re.match(r"\+*experiment=.*,", argument):
             raise ConfigError(
@@ -69,10 +65,8 @@ def _compose(arguments: list[str]) -> list["Job"]:
     @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
     def collect(composed: DictConfig) -> None:
         record = HydraConfig.get()
-        overrides: dict[str, str] = {}
-        for override in record.overrides.task:
-            key, _, value = override.lstrip("+~").partition("=")
-            overrides[key] = value
+        pairs = (override.lstrip("+~").partition("=") for override in record.overrides.task)
+        overrides = {key: value for key, _, value in pairs}
         hydra_dir = Path(record.runtime.output_dir) / (record.output_subdir or "")
         found.append((composed, overrides, str(record.runtime.choices.get("profile")), hydra_dir))
 
@@ -82,131 +76,95 @@ def _compose(arguments: list[str]) -> list["Job"]:
         raise ConfigError(str(error)) from None
     except SystemExit as stop:
         if stop.code:
-            hint = ""
-            if any(argument.startswith(("model=", "+model=")) for argument in arguments):
-                hint = " (model= goes with one workload=llm or =vllm, or with an +experiment of theirs)"
+            of_model = any(argument.startswith(("model=", "+model=")) for argument in arguments)
+            hint = " (model= goes with one workload=llm or =vllm, or with an +experiment of theirs)" if of_model else ""
             raise ConfigError(f"the config does not compose, see above; nothing was deployed{hint}") from None
     return [Job(parse(composed), overrides, profile, folder) for composed, overrides, profile, folder in found]
 
 
-def _execute(jobs: list["Job"], command: list[str]) -> int:
-    from orchestrator import execute, paths, plan, progress
-
+def _execute(jobs: list[Job], command: list[str]) -> int:
     first = jobs[0].config
     if first.resume is not None:
         if len(command) != 1:
             raise ConfigError("resume=outputs/<run> stands alone: the run's own configs are used")
-        run_paths = paths.RunPaths(Path(first.resume))
-        the_plan = _reload(run_paths)
-        execute.preflight(the_plan, live=True)
-        return _go(execute.Run(the_plan, run_paths, command), run_paths)
+        paths = RunPaths(Path(first.resume))
+        plan = _reload(paths)
+        execute.preflight(plan, live=True)
+        return _go(execute.Run(plan, paths, command), paths)
 
-    seed = first.seed if first.seed is not None else random.SystemRandom().randrange(2**31)
-    the_plan = plan.make_plan(jobs, seed)
-    execute.preflight(the_plan, live=not first.dry_run)
-    outputs = Path(first.outputs)
-    if first.dry_run:
-        run_paths = _create(outputs / "dry_runs")
-        execute.write_service_files(the_plan, run_paths)
-        progress.print_plan(the_plan)
-        progress.line(f"Rendered service files: {run_paths.root}/services")
-        return EXIT_OK
-    run_paths = _create(outputs)
-    execute.keep_hydra_record(the_plan, run_paths)
-    return _go(execute.Run(the_plan, run_paths, command), run_paths)
-
-
-def _create(outputs: Path) -> "RunPaths":
-    from orchestrator import paths
-
+    plan = make_plan(jobs, random.SystemRandom().randrange(2**31) if first.seed is None else first.seed)
+    execute.preflight(plan, live=not first.dry_run)
+    outputs = Path(first.outputs) / "dry_runs" if first.dry_run else Path(first.outputs)
     try:
-        return paths.create_run_dir(outputs, datetime.now())
+        paths = create_run_dir(outputs, datetime.now())
     except OSError as error:
         raise ConfigError(f"no run directory can be made in outputs={outputs}: {error}") from error
+    if first.dry_run:
+        execute.write_service_files(plan, paths)
+        print_plan(plan)
+        line(f"Rendered service files: {paths.root}/services")
+        return EXIT_OK
+    execute.keep_hydra_record(plan, paths)
+    return _go(execute.Run(plan, paths, command), paths)
 
 
-def _reload(run_paths: "RunPaths") -> "Plan":
+def _reload(paths: RunPaths) -> Plan:
     """The plan of an earlier run, from its own records. Raises ConfigError when it cannot be taken up again."""
-    from orchestrator import plan, results
-
+    arms = []
     try:
-        record = results.read_json(run_paths.run_json)
+        record = results.read_json(paths.run_json)
         seed = record["seed"]
-        arms = []
         for arm in record["plan"]["arms"]:
-            saved = OmegaConf.load(run_paths.hydra_dir(arm["name"]) / "config.yaml")
+            saved = OmegaConf.load(paths.hydra_dir(arm["name"]) / "config.yaml")
             composed = OmegaConf.merge(OmegaConf.structured(Config), saved)
             assert isinstance(composed, DictConfig)
-            arms.append(
-                plan.Arm(
-                    name=arm["name"],
-                    axes=arm["axes"],
-                    config=parse(composed),
-                    levels=tuple(arm["levels"]),
-                    key=arm["service_key"],
-                    copy=arm["copy"],
-                )
-            )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        OmegaConfBaseException,
-    ) as error:  # missing, or not as we write it
-        raise ConfigError(f"resume={run_paths.root}: not a run that can be taken up again: {error!r}") from error
+            levels, key = tuple(arm["levels"]), arm["service_key"]
+            arms.append(Arm(arm["name"], arm["axes"], parse(composed), levels, key, arm["copy"]))
+    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:  # missing, or not ours
+        raise ConfigError(f"resume={paths.root}: not a run that can be taken up again: {error!r}") from error
     for arm in arms:
-        if plan.service_key(arm.config) != arm.key:
+        if service_key(arm.config) != arm.key:
             raise ConfigError(
-                f"resume={run_paths.root}: arm {arm.name} would not be the same service any more (its workload's "
+                f"resume={paths.root}: arm {arm.name} would not be the same service any more (its workload's "
                 "source or the Ray version has changed); start a new run"
             )
-    return plan.plan_arms(arms, seed)
+    return plan_arms(arms, seed)
 
 
-def _go(run: "Run", run_paths: "RunPaths") -> int:
-    from orchestrator import progress
-
+def _go(run: execute.Run, paths: RunPaths) -> int:
+    again = f"python -m orchestrator {shlex.quote(f'resume={paths.root}')}"
     try:
         code = run.go()
     except Interrupted:
-        progress.print_results(run.plan, run.rows)
-        _say_again(run_paths, "Interrupted; everything is stopped. Go on")
+        print_results(run.plan, run.rows)
+        line(f"Interrupted; everything is stopped. Go on: {again}")
         raise
-    progress.print_results(run.plan, run.rows)
+    print_results(run.plan, run.rows)
     if len(run.plan.arms) > 1:
-        _report(run_paths)
+        _report(paths)
     if code:
-        _say_again(run_paths, "Run again what failed or is INVALID")
-    progress.line(str(run_paths.root))
+        line(f"Run again what failed or is INVALID: {again}")
+    line(str(paths.root))
     return code
 
 
-def _report(run_paths: "RunPaths") -> None:
+def _report(paths: RunPaths) -> None:
     """Verdicts, pictures and report.html."""
-    from orchestrator import progress
-
-    progress.line("\nComparing ...")
+    line("\nComparing ...")
     from analysis import compare, formats, load, report  # seconds, which only a complete run need wait for
 
     try:
-        comparisons = report.write(load.load_run(run_paths.root))
+        comparisons = report.write(load.load_run(paths.root))
     except Interrupted:
-        progress.line(f"Interrupted; the run is complete: python -m analysis report {shlex.quote(str(run_paths.root))}")
+        line(f"Interrupted; the run is complete: python -m analysis report {shlex.quote(str(paths.root))}")
         raise
     except (compare.IncomparableError, load.LoadError) as error:
-        progress.line(f"[red]not compared[/red] {escape(str(error))}")
+        line(f"[red]not compared[/red] {escape(str(error))}")
         return
     for comparison in comparisons:
-        progress.console.print(formats.render_terminal(comparison))
-        progress.line("")
-    progress.line(f"Report: {run_paths.report_html}")
-
-
-def _say_again(run_paths: "RunPaths", why: str) -> None:
-    from orchestrator import progress
-
-    progress.line(f"{why}: python -m orchestrator {shlex.quote(f'resume={run_paths.root}')}")
+        console.print(formats.render_terminal(comparison))
+        line("")
+    line(f"Report: {paths.report_html}")
 
 
 if __name__ == "__main__":

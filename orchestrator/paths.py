@@ -127,9 +127,6 @@ class RunPaths:
     def samples(self, arm: str, level: str, repeat: int) -> Path:
         return self.trial_dir(arm, level, repeat) / "samples.parquet"
 
-    def client_log(self, arm: str, level: str, repeat: int) -> Path:
-        return self.trial_dir(arm, level, repeat) / "client.log"
-
     def raw_dir(self, arm: str, level: str, repeat: int) -> Path:
         """The client's own output files, kept."""
         return self.trial_dir(arm, level, repeat) / "raw"

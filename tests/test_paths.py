@@ -86,7 +86,6 @@ def test_layout(tmp_path: Path) -> None:
         run.trial_json("a,b", "c0010", 2): "a,b/trials/c0010-r2/trial.json",
         run.failure_json("a,b", "c0010", 2): "a,b/trials/c0010-r2/failure.json",
         run.samples("a,b", "c0010", 2): "a,b/trials/c0010-r2/samples.parquet",
-        run.client_log("a,b", "c0010", 2): "a,b/trials/c0010-r2/client.log",
         run.raw_dir("a,b", "c0010", 2): "a,b/trials/c0010-r2/raw",
     }
     assert {path.relative_to(run.root).as_posix() for path in relative} == set(relative.values())
