@@ -188,7 +188,7 @@ def test_the_services_are_the_studys(experiment: str, tmp_path: Path, capsys: py
     models = pytest.importorskip("anyscale.service.models", reason="the anyscale SDK is not installed")
     expected = STUDY[experiment]
     the_plan = planned(experiment, expected.cluster)
-    execute.preflight(the_plan, imports=False)
+    execute.preflight(the_plan, live=False)
     assert {arm.name: arm.levels for arm in the_plan.arms} == {name: arm.levels for name, arm in expected.arms.items()}
 
     run_paths = paths.RunPaths(tmp_path)
@@ -246,9 +246,9 @@ def llm_arguments(num_replicas: int, direct_streaming: bool) -> dict[str, Any]:
 )
 def test_vllm_runs_on_the_machine_itself(experiment: str, levels: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(ConfigError, match=r"workload vllm has no Serve application.*cluster=local_h100"):
-        execute.preflight(planned(experiment, "anyscale_h100"), imports=False)
+        execute.preflight(planned(experiment, "anyscale_h100"), live=False)
     the_plan = planned(experiment, "local_h100")
-    execute.preflight(the_plan, imports=False)
+    execute.preflight(the_plan, live=False)
     assert {arm.name: arm.levels for arm in the_plan.arms} == levels
     server = the_plan.arms[0].config.workload.server
     assert (server["source"], server["engine"]) == ("openai/gpt-oss-20b", ENGINE)
