@@ -17,15 +17,14 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from rich.markup import escape
 
-from orchestrator import execute, results
-from orchestrator.config import Config, parse, register
+from orchestrator import execute
+from orchestrator.config import parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError
 from orchestrator.paths import RunPaths, create_run_dir
-from orchestrator.plan import Arm, Job, Plan, make_plan, plan_arms, service_key
+from orchestrator.plan import Job, Plan, make_plan, service_key
 from orchestrator.process import Interrupted, interruptible
 from orchestrator.progress import console, line, print_plan, print_results
 
@@ -109,26 +108,18 @@ def _execute(jobs: list[Job], command: list[str]) -> int:
 
 
 def _reload(paths: RunPaths) -> Plan:
-    """The plan of an earlier run, from its own records. Raises ConfigError when it cannot be taken up again."""
-    arms = []
+    """The plan of an earlier run. Raises ConfigError when it cannot be taken up again."""
     try:
-        record = results.read_json(paths.run_json)
-        seed = record["seed"]
-        for arm in record["plan"]["arms"]:
-            saved = OmegaConf.load(paths.hydra_dir(arm["name"]) / "config.yaml")
-            composed = OmegaConf.merge(OmegaConf.structured(Config), saved)
-            assert isinstance(composed, DictConfig)
-            levels, key = tuple(arm["levels"]), arm["service_key"]
-            arms.append(Arm(arm["name"], arm["axes"], parse(composed), levels, key, arm["copy"]))
-    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:  # missing, or not ours
-        raise ConfigError(f"resume={paths.root}: not a run that can be taken up again: {error!r}") from error
-    for arm in arms:
+        plan = execute.recorded_plan(paths)
+    except ConfigError as error:
+        raise ConfigError(f"resume={paths.root}: not a run that can be taken up again: {error}") from error
+    for arm in plan.arms:
         if service_key(arm.config) != arm.key:
             raise ConfigError(
                 f"resume={paths.root}: arm {arm.name} would not be the same service any more (its workload's "
                 "source or the Ray version has changed); start a new run"
             )
-    return plan_arms(arms, seed)
+    return plan
 
 
 def _go(run: execute.Run, paths: RunPaths) -> int:

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from orchestrator import results
 from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
 from orchestrator.clients.processes import Level
@@ -25,10 +28,10 @@ from orchestrator.clusters.endpoint import Endpoint
 from orchestrator.clusters.existing import Existing
 from orchestrator.clusters.local_ray import LocalRay, client_environment
 from orchestrator.clusters.remote import ServiceName
-from orchestrator.config import ClientKind, ClusterKind, Config
+from orchestrator.config import ClientKind, ClusterKind, Config, parse
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
-from orchestrator.plan import Plan, Service, Trial, Wave, cost_usd, primary_cells
+from orchestrator.plan import Arm, Plan, Service, Trial, Wave, cost_usd, plan_arms, primary_cells
 from orchestrator.process import Interrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
@@ -397,6 +400,22 @@ class Run:
 
     def _write_run(self) -> None:
         results.write_json(self.paths.run_json, self._record)
+
+
+def recorded_plan(paths: RunPaths) -> Plan:
+    """The plan of an earlier run, from its own records. Raises ConfigError."""
+    arms = []
+    try:
+        record = results.read_json(paths.run_json)
+        for arm in record["plan"]["arms"]:
+            saved = OmegaConf.load(paths.hydra_dir(arm["name"]) / "config.yaml")
+            composed = OmegaConf.merge(OmegaConf.structured(Config), saved)
+            assert isinstance(composed, DictConfig)
+            levels, key = tuple(arm["levels"]), arm["service_key"]
+            arms.append(Arm(arm["name"], arm["axes"], parse(composed), levels, key, arm["copy"]))
+        return plan_arms(arms, record["seed"])
+    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:  # missing, or not ours
+        raise ConfigError(repr(error)) from error
 
 
 def keep_hydra_record(plan: Plan, paths: RunPaths) -> None:

@@ -97,6 +97,21 @@ class Anyscale:
         """`service.yaml`, for a dry run."""
         return service_yaml(config, name)
 
+    def state_of(self, config: Config, name: ServiceName) -> str | None:
+        """Of a service that its run left behind; None when there is nothing to end. Raises ServiceError."""
+        sdk = _Sdk(config, Path(os.devnull))
+        try:
+            status = sdk.retried("status", _CALL_TIMEOUT_S, name=name.service)
+        finally:
+            sdk.close()
+        return None if status is None or status["state"] == "TERMINATED" else status["state"]
+
+    def end(self, config: Config, name: ServiceName, log_dir: Path) -> None:
+        """End a service that its run left behind. Raises ServiceError when nobody can tell that it is TERMINATED."""
+        service = AnyscaleService(config, name, log_dir, lambda text: None)
+        service._asked = True
+        service._end()
+
     @contextmanager
     def service(
         self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]

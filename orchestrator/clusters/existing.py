@@ -86,6 +86,15 @@ class Existing:
         """`service.yaml`, for a dry run."""
         return service_yaml(config, name, "<upload of workloads/>")
 
+    def state_of(self, config: Config, name: ServiceName) -> str | None:
+        """Of an application that its run left behind; None when there is nothing to remove. Raises ServiceError."""
+        applications = _dashboard(config).applications()
+        return next((applications[each]["status"] for each in _names(name) if each in applications), None)
+
+    def end(self, config: Config, name: ServiceName, _log_dir: Path) -> None:
+        """Remove what a run left behind. Raises ServiceError when it is still there in the end."""
+        _remove(_dashboard(config), _names(name))
+
     @contextmanager
     def service(
         self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
@@ -232,10 +241,10 @@ def _deployed(dashboard: _Dashboard, applications: Sequence[Mapping[str, Any]]) 
         yield
     finally:
         with uninterrupted():
-            remove(dashboard, names)
+            _remove(dashboard, names)
 
 
-def remove(dashboard: _Dashboard, names: Sequence[str]) -> None:
+def _remove(dashboard: _Dashboard, names: Sequence[str]) -> None:
     """Remove applications of ours and wait until they are gone. Raises ServiceError with what is left."""
     deadline_s = time.monotonic() + _DELETE_TIMEOUT_S
     trouble = "still there"
@@ -270,10 +279,14 @@ def _environments(dashboard: _Dashboard, url: str | None, timeout_s: float) -> l
 
 def render_applications(config: Config, name: ServiceName, working_dir: str) -> list[dict[str, Any]]:
     """Ours and the probe beside it, each below a route of its own."""
-    runtime_env = {"working_dir": working_dir}
-    ours = render_application(config) | {"name": name.service, "route_prefix": f"/{name.service}"}
-    probe = Probe.rendered(f"{name.service}-probe", f"/{name.service}-probe")
+    runtime_env, (ours_name, probe_name) = {"working_dir": working_dir}, _names(name)
+    ours = render_application(config) | {"name": ours_name, "route_prefix": f"/{ours_name}"}
+    probe = Probe.rendered(probe_name, f"/{probe_name}")
     return [ours | {"runtime_env": runtime_env}, probe | {"runtime_env": runtime_env}]
+
+
+def _names(name: ServiceName) -> tuple[str, str]:
+    return name.service, f"{name.service}-probe"
 
 
 def service_yaml(config: Config, name: ServiceName, working_dir: str) -> str:

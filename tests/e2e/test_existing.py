@@ -52,6 +52,9 @@ class Cluster:
     serve: Address
     flags: dict[str, str]
 
+    def names(self) -> set[str]:
+        return set(json.loads(self.dashboard.request("/api/serve/applications/"))["applications"])
+
     def theirs(self) -> dict[str, Any]:
         """The user's applications: what each answers (its process, and a word of its configuration), and its config."""
         found = json.loads(self.dashboard.request("/api/serve/applications/"))["applications"]
@@ -120,26 +123,32 @@ def cluster(flags: dict[str, str]) -> Iterator[Cluster]:
         shutil.rmtree(directory)
 
 
-def until(act: Any) -> None:
+def until(act: Any, trouble: type[Exception] = OSError) -> None:
     deadline_s = time.monotonic() + 120
     while True:
         try:
             act()
             return
-        except OSError:
+        except trouble:
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(0.5)
 
 
-def orchestrate(there: Cluster, outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def arguments(there: Cluster, outputs: Path, *overrides: str) -> list[str]:
     command = [sys.executable, "-m", "orchestrator", "cluster=existing", "cluster.token_env=THEIR_TOKEN"]
     command += [f"cluster.dashboard_url={there.dashboard.url}", f"outputs={outputs}", "sweep=quick", *overrides]
-    for name, value in there.flags.items():
-        if name not in FLAGS:
-            command.append(f'++cluster.env.{name}="{value}"')
-    env = {**os.environ, "THEIR_TOKEN": TOKEN}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+    settings = {name: value for name, value in there.flags.items() if name not in FLAGS}
+    return [*command, *(f'++cluster.env.{name}="{value}"' for name, value in settings.items())]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "THEIR_TOKEN": TOKEN}
+
+
+def orchestrate(there: Cluster, outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = arguments(there, outputs, *overrides)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
 
 
 SHORT = ["sweep.concurrency=[2]", "sweep.warmup_s=1", "sweep.ramp_up_s=0.5", "sweep.duration_s=3", "sweep.cooldown_s=0"]
@@ -182,7 +191,21 @@ def test_started_without_the_flags(tmp_path: Path) -> None:
         assert (run / "comparison.csv").exists()
         latency_ms = {row["arm"]: row["latency_mean_ms"] for row in rows}
         assert latency_ms["workload.delay_s=0.05"] > 50 > latency_ms["workload.delay_s=0"], latency_ms
-        for path in run.rglob("*"):
+        # Killed where it stands, it leaves its applications there; cleanup finds and removes them, and nothing else.
+        outputs = tmp_path / "killed"
+        killed = subprocess.Popen(arguments(there, outputs, "sweep.duration_s=300"), cwd=ROOT, env=environment())
+        until(lambda: next(outputs.glob("*/services/*/r0/effective.json")), StopIteration)
+        assert len(there.names()) == 4
+        killed.kill()
+        killed.wait()
+        cleanup = [sys.executable, "-m", "orchestrator.cleanup", str(outputs)]
+        told = subprocess.run(cleanup, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+        assert (told.returncode, told.stdout.count("is RUNNING")) == (1, 1), told.stdout + told.stderr
+        assert len(there.names()) == 4
+        told = subprocess.run([*cleanup, "--yes"], cwd=ROOT, env=environment(), capture_output=True, timeout=300)
+        assert told.returncode == 0, told.stdout + told.stderr
+        assert there.theirs() == before
+        for path in tmp_path.rglob("*"):
             assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
         assert TOKEN not in done.stdout + done.stderr + refused.stdout + refused.stderr
 
