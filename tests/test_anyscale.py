@@ -179,7 +179,15 @@ def reply(service: Service, path: str) -> tuple[int, Any]:
         query = parse_qs(urlsplit(path).query)
         expected = json.loads(query["environment"][0]) | json.loads(query["declared"][0])
         missing = [name for name, value in expected.items() if service.env_vars.get(name) != value]
-        empty = {"engines": [], "flag_effects": {}, "consequences": {}, "warnings": [], "versions": {}, "hardware": {}}
+        empty = {
+            "isolation_env": [],
+            "engines": [],
+            "flag_effects": {},
+            "consequences": {},
+            "warnings": [],
+            "versions": {},
+            "hardware": {},
+        }
         return 200, {"missing": missing, "actors": [], **empty}
     return 200, {"actors": [{"name": "SERVE_CONTROLLER_ACTOR"}], "unhealthy": []}
 

@@ -135,7 +135,7 @@ class Probe:
             told = arrived(told, engine_arguments(config))
         except ValueError as error:
             raise ServiceError(str(error)) from error
-        return {"declared_env": declared, **told, "isolation_env": [], "listener": None}
+        return {"declared_env": declared, **told, "listener": None}
 
     def snapshot(self) -> dict[str, Any]:
         """Serve actors alive now and what Serve calls unhealthy; null and [] when it does not answer."""

@@ -6,6 +6,7 @@ What is secret by its name is left out.
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,10 @@ from ray.serve.schema import DeploymentStatus
 REPORTED_PREFIXES = ("RAY_", "VLLM_")
 SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 ACTOR_ANSWER_TIMEOUT_S = 60.0
+# Where a cluster is, and not how it serves: each has its own.
+_OF_THE_PLACE = re.compile(
+    r"RAY_.*(PORT|ADDRESS|HOST|IP|ID|SESSION|SESSION_NAME|CLUSTER_NAME|DIR|(?<!IMPORT)_PATH|LOC|FILE|BASE|TMPDIR)$"
+)
 
 
 def actors(application: str) -> list[dict[str, Any]]:
@@ -134,6 +139,10 @@ def summary(
             }
             for actor, report in pairs
         ],
+        "isolation_env": sorted(
+            {name for _, report in pairs for name in report["env"] if _OF_THE_PLACE.fullmatch(name)}
+            - environment.keys()
+        ),
         "engines": [report["engine"] for _, report in pairs if report["engine"] is not None],
         "flag_effects": effects,
         "consequences": consequences,
