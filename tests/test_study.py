@@ -158,17 +158,20 @@ CLUSTERS = {
 }
 
 
-def planned(experiment: str, cluster: str) -> plan.Plan:
+def planned(experiment: str, *overrides: str) -> plan.Plan:
     """What the command plans: Hydra's sweep of the experiment's own parameters, without its command line."""
     register()
-    overrides = [f"+experiment={experiment}", f"cluster={cluster}", "dry_run=true"]
+    overrides = (f"+experiment={experiment}", *overrides, "dry_run=true")
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = hydra.compose("config", overrides, return_hydra_config=True)
+        fixed = [override for override in overrides if "," not in override]
+        composed = hydra.compose("config", fixed, return_hydra_config=True)
         swept = {key: str(values).split(",") for key, values in composed.hydra.sweeper.params.items()}
+        given = dict(override.split("=") for override in overrides)
+        swept |= {key: values.split(",") for key, values in given.items() if key in swept or "," in values}
         jobs = []
         for values in itertools.product(*swept.values()):
             chosen = dict(zip(swept, values, strict=True))
-            job = hydra.compose("config", [*overrides, *(f"{key}={value}" for key, value in chosen.items())])
+            job = hydra.compose("config", [*fixed, *(f"{key}={value}" for key, value in chosen.items())])
             jobs.append(plan.Job(parse(job), chosen, chosen["profile"]))
     return plan.make_plan(jobs, seed=0)
 
@@ -187,7 +190,7 @@ def test_every_experiment_is_held_against_the_study() -> None:
 def test_the_services_are_the_studys(experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = pytest.importorskip("anyscale.service.models", reason="the anyscale SDK is not installed")
     expected = STUDY[experiment]
-    the_plan = planned(experiment, expected.cluster)
+    the_plan = planned(experiment, f"cluster={expected.cluster}")
     execute.preflight(the_plan, live=False)
     assert {arm.name: arm.levels for arm in the_plan.arms} == {name: arm.levels for name, arm in expected.arms.items()}
 
@@ -246,18 +249,37 @@ def llm_arguments(num_replicas: int, direct_streaming: bool) -> dict[str, Any]:
 )
 def test_vllm_runs_on_the_machine_itself(experiment: str, levels: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(ConfigError, match=r"workload vllm has no Serve application.*cluster=local_h100"):
-        execute.preflight(planned(experiment, "anyscale_h100"), live=False)
-    the_plan = planned(experiment, "local_h100")
+        execute.preflight(planned(experiment, "cluster=anyscale_h100"), live=False)
+    the_plan = planned(experiment, "cluster=local_h100")
     execute.preflight(the_plan, live=False)
     assert {arm.name: arm.levels for arm in the_plan.arms} == levels
     server = the_plan.arms[0].config.workload.server
     assert (server["source"], server["engine"]) == ("openai/gpt-oss-20b", ENGINE)
 
 
+def commands() -> list[tuple[str, ...]]:
+    """Of the table in docs/study.md: each experiment in miniature."""
+    rows = re.findall(
+        r"^\|.*`\+experiment=(\w+) .*\| `([^`]+)` \|$", (ROOT / "docs/study.md").read_text(), re.MULTILINE
+    )
+    return [(experiment, *overrides.split()) for experiment, overrides in rows]
+
+
+def test_every_experiment_is_documented() -> None:
+    assert {experiment for experiment, *_ in commands()} == STUDY.keys() | {"vllm_baseline", "llm_overhead"}
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command[0])
+def test_in_miniature_it_fits_a_laptop(command: tuple[str, ...]) -> None:
+    the_plan = planned(*command)
+    execute.preflight(the_plan, live=False)
+    assert the_plan.duration_s < 2 * 3600  # an estimate, of the plan alone
+
+
 def test_a_run_without_a_price_says_how_to_declare_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    the_plan = planned("recsys", "anyscale_l4")
+    the_plan = planned("recsys", "cluster=anyscale_l4")
     for arm in the_plan.arms:
         monkeypatch.setattr(arm.config.cluster, "usd_per_hour", None)
     progress.print_plan(the_plan)
