@@ -28,10 +28,9 @@ app = typer.Typer(
 # Rich takes a pipe to be 80 columns wide and folds what is then cut by grep.
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200)
 
-Baseline = Annotated[str, typer.Argument(metavar="BASELINE", help="outputs/RUN:ARM, or outputs/RUN if it has one arm")]
-Candidate = Annotated[
-    str, typer.Argument(metavar="CANDIDATE", help="outputs/RUN:ARM, or outputs/RUN if it has one arm")
-]
+_AN_ARM = "outputs/RUN:ARM, or outputs/RUN if it has one arm"
+Baseline = Annotated[str, typer.Argument(metavar="BASELINE", help=_AN_ARM)]
+Candidate = Annotated[str, typer.Argument(metavar="CANDIDATE", help=_AN_ARM)]
 Add = Annotated[
     list[Path], typer.Option("--add", metavar="RUN", help="a further run of the same arms, whose blocks are added")
 ]
@@ -41,24 +40,14 @@ Floor = Annotated[
 AllowDiff = Annotated[
     str, typer.Option(metavar="KEY,...", help="compare although the arms differ in these keys, and say so")
 ]
+Format = StrEnum("Format", ["table", "json", "markdown"])
+Kind = StrEnum("Kind", {"locust": "locust", "vllm": "vllm", "streaming_csv": "streaming-csv"})
 
 
 def _below_one(value: float | None) -> float | None:
     if value is not None and not 0 <= value < 1:
         raise typer.BadParameter(f"{value:g} is not a fraction from 0 to 1; 3 % is 0.03")
     return value
-
-
-class Format(StrEnum):
-    table = "table"
-    json = "json"
-    markdown = "markdown"
-
-
-class Kind(StrEnum):
-    locust = "locust"
-    vllm = "vllm"
-    streaming_csv = "streaming-csv"
 
 
 @app.command()
@@ -77,9 +66,8 @@ def compare(
     from analysis import formats, report
 
     pair, family = _pair(baseline, candidate, add)
-    floor_run = load.load_run(floor) if floor else None
     wanted = pair.declaration["margin"] if margin is None else margin
-    [found] = comparing.compare_pairs([pair], family, wanted, floor_run, _keys(allow_diff), record=True)
+    [found] = comparing.compare_pairs([pair], family, wanted, _floor(floor), _keys(allow_diff), record=True)
     if format is Format.json:
         print(json.dumps(formats.cells_json(found), indent=2, allow_nan=False))
     elif format is Format.markdown:
@@ -104,10 +92,9 @@ def make_report(
 
     run = load.load_run(directory)
     more = [load.load_run(each) for each in add]
-    found = report.write(run, load.load_run(floor) if floor else None, more, _keys(allow_diff))
-    for each in found:
+    for each in report.write(run, _floor(floor), more, _keys(allow_diff)):
         console.print(formats.render_terminal(each))
-    console.print(f"{run.paths.report_html}", soft_wrap=True)
+    console.print(str(run.paths.report_html), soft_wrap=True)
 
 
 @app.command()
@@ -192,10 +179,10 @@ def import_results(
     except ValueError as error:  # the source cannot be read as what it is said to be: nothing was written
         raise typer.BadParameter(str(error)) from None
     run = load.load_run(paths.root)
-    notes = sorted({code for text in run.points.notes.dropna() for code in text.split(";") if code in published.NOTES})
     console.print(f"{len(run.points)} points, arms {', '.join(run.arms)}")
-    for code in notes:
-        console.print(f"  {code}: {published.NOTES[code]}", soft_wrap=True)
+    for code in load.codes(run.points.notes):
+        if code in published.NOTES:
+            console.print(f"  {code}: {published.NOTES[code]}", soft_wrap=True)
     console.print(str(paths.root), soft_wrap=True)
 
 
@@ -213,6 +200,10 @@ def _append(path: Path | None, text: str) -> None:
 def _pair(baseline: str, candidate: str, add: list[Path]) -> tuple[comparing.Pair, list[comparing.Pair]]:
     more = [load.load_run(each) for each in add]
     return comparing.pair_of(load.select(baseline), load.select(candidate), more)
+
+
+def _floor(directory: Path | None) -> load.Run | None:
+    return load.load_run(directory) if directory else None
 
 
 def _keys(text: str) -> list[str]:

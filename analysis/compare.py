@@ -17,22 +17,11 @@ from analysis.differences import Difference
 from analysis.load import Arm, LoadError, Run
 from analysis.wording import effect_text, level_text, metric_text
 
-# Metric -> whether more is better, in the order of the tables.
-METRICS = {
-    "throughput_rps": True,
-    "goodput_rps": True,
-    "input_throughput_tok_per_s": True,
-    "output_throughput_tok_per_s": True,
-    "latency_mean_ms": False,
-    "latency_p50_ms": False,
-    "latency_p99_ms": False,
-    "ttft_mean_ms": False,
-    "ttft_p50_ms": False,
-    "ttft_p99_ms": False,
-    "tpot_mean_ms": False,
-    "tpot_p50_ms": False,
-    "tpot_p99_ms": False,
-}
+# In the order of the tables. Of a time (`_ms`) less is better.
+METRICS = (
+    *("throughput_rps", "goodput_rps", "input_throughput_tok_per_s", "output_throughput_tok_per_s"),
+    *(f"{time}_{figure}_ms" for time in ("latency", "ttft", "tpot") for figure in ("mean", "p50", "p99")),
+)
 THROUGHPUT, AT_PRIMARY_LEVEL = "throughput_rps", ("latency_p50_ms", "latency_p99_ms")
 FAMILIES = PRIMARY, SECONDARY, DESCRIPTIVE = "primary", "secondary", "descriptive"
 INCONCLUSIVE = str(stats.Verdict.INCONCLUSIVE)
@@ -87,6 +76,17 @@ class Comparison:
     warnings: tuple[str, ...]
     summary: str
     workload: str = ""  # of the candidate
+
+    @property
+    def verdict(self) -> str:
+        return (self.primary.verdict if self.primary else None) or "NO VERDICT"
+
+    @property
+    def label(self) -> str:
+        return f"{self.candidate} against {self.baseline}" + (f" ({self.axes})" if self.axes else "")
+
+    def family(self, *names: str) -> list[Cell]:
+        return [cell for name in names for cell in self.cells if cell.family == name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -447,7 +447,7 @@ def _draft(pair: Pair, metric: str, family: str, frames: Sequence[pd.DataFrame],
     effect = None
     if num_blocks and min(one.min(), other.min()) > 0:
         estimate = stats.paired_effect if pair.interleaved else stats.unpaired_effect
-        effect = estimate(one, other, METRICS[metric])
+        effect = estimate(one, other, higher_is_better=not metric.endswith("_ms"))
     first = frames[0].iloc[0]
     repeats = [sum(arm.run.declared["repeats"] for arm in arms) for arms in (pair.baselines, pair.candidates)]
     cell = Cell(

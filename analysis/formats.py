@@ -6,55 +6,38 @@ Everything that came from outside (names, errors, flags) is escaped for the form
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from analysis.compare import Cell, Comparison
-from analysis.report import SIGNS, family_of, findings, grouped_differences, judged, label_of, provenance, verdict_of
+from analysis.report import SIGNS, findings, grouped_differences, judged, provenance, render
 from analysis.wording import MISSING, effect_text, is_missing, level_text, metric_text, number, ratio_texts
 
 STYLES = {"FASTER": "bold green", "SLOWER": "bold red", "EQUIVALENT": "bold blue", "INCONCLUSIVE": "bold yellow"}
-# What the gate made of a cell -> how it says so, and the element that CI shows for it.
-GATE_WORDS = {"ok": "PASS", "slower": "FAIL: SLOWER", "inconclusive": "INCONCLUSIVE", "invalid": "INVALID"}
-JUNIT_ELEMENTS = {"ok": None, "slower": "failure", "inconclusive": "skipped", "invalid": "error"}
+# What the gate made of a cell -> how it says so, in which style, and the element that CI shows for it.
+GATE = {
+    "ok": ("PASS", "bold green", "system-out"),
+    "slower": ("FAIL: SLOWER", "bold red", "failure"),
+    "inconclusive": ("INCONCLUSIVE", "bold yellow", "skipped"),
+    "invalid": ("INVALID", "bold magenta", "error"),
+}
+# Shown beside the judged cells where replies are streamed; described, not judged.
+OF_STREAMS = ("output_throughput_tok_per_s", "ttft_p50_ms", "tpot_p50_ms")
 
 
 # ---- Markdown ----
 
 
-def _md(text: Any) -> str:
+def escaped(text: Any) -> str:
     """Literal text in GitHub Markdown, also inside a table."""
     flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]|~#@])", r"\\\1", flat)
-
-
-def _md_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _md_cells(cells: Sequence[Cell], verdicts: bool) -> str:
-    rows = []
-    for cell in cells:
-        values = [number(cell.baseline_value), number(cell.candidate_value), effect_text(cell)]
-        row = [_md(metric_text(cell.metric)), _md(level_text(cell.level)), *values]
-        row.append(f"{cell.num_blocks}/{cell.num_planned}")
-        if verdicts:
-            word = f"{SIGNS.get(cell.verdict or '', '')} {cell.verdict or MISSING}".strip()
-            row.append(f"**{word}**" if cell.family == "primary" else word)
-        rows.append([*row, _md(cell.reason)])
-    headings = ["metric", "level", "baseline", "candidate", "ratio, > 1 is better", "blocks"]
-    return _md_table([*headings, *(["verdict"] if verdicts else []), "why"], rows)
-
-
-def _md_details(summary: str, body: str) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
 def render_markdown(
@@ -64,115 +47,56 @@ def render_markdown(
     details: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """A comment for a pull request: verdict and judged cells in sight, the rest folded. As `render_html`."""
-    parts = []
-    for each in comparisons:
-        verdict = verdict_of(each)
-        parts.append(f"### {SIGNS.get(verdict, '?')} {verdict}: {_md(label_of(each))}\n\n{_md(each.summary)}")
-        parts.append(f"{_md('; '.join(judged(each)))}.")
-        parts += ["\n".join(f"- ⚠ {_md(warning)}" for warning in each.warnings)] if each.warnings else []
-        parts.append(_md_cells(family_of(each, "primary", "secondary"), verdicts=True))
-        if others := family_of(each, "descriptive"):
-            parts.append(
-                _md_details(f"{len(others)} descriptive cells (no verdict)", _md_cells(others, verdicts=False))
-            )
-    found = findings(points, details)
-    lines = [found["counts"], ""]
-    for entry in found["entries"]:
-        lines.append(f"- **{_md(entry['title'])}**: {entry['count']}")
-        lines += [f"  - {item['block']}: {_md(item['code'])}: {_md(item['text'])}" for item in entry["items"]]
-    lines += [f"- {_md(note)}" for note in found["notes"]]
-    parts.append(_md_details("Validity", "\n".join(lines)))
-    for group in grouped_differences(comparisons):
-        rows = [
-            [
-                _md(title.split(":")[0]),
-                _md(each.key),
-                _md(each.baseline),
-                _md(each.candidate),
-                "" if each.allowed else "⚠ no",
-            ]
-            for title, differences in group["parts"]
-            for each in differences
-        ]
-        body = (
-            _md_table(["where", "key", "baseline", "candidate", "part of the treatment"], rows)
-            if rows
-            else "None found."
-        )
-        flag = f", {group['num_unallowed']} NOT part of the treatment" if group["num_unallowed"] else ""
-        parts.append(_md_details(f"What differed{flag}", f"{_md('; '.join(group['labels']))}\n\n{body}"))
-    facts = dict(provenance(comparisons, record, {}))
-    packages = ((record.get("provenance") or {}).get("packages")) or {}
-    shown = [("run", facts.get("Run")), ("Ray", packages.get("ray")), ("commit", facts.get("Orchestrator commit"))]
-    shown += [("seed", facts.get("Seed")), ("host", facts.get("Client host"))]
-    parts.append(f"<sub>{' · '.join(f'{name} {_md(value)}' for name, value in shown if value)}</sub>")
-    return "\n\n".join(parts) + "\n"
-
-
-# ---- Terminal, JSON, JUnit ----
-
-# Shown beside the judged cells where replies are streamed; described, not judged.
-OF_STREAMS = ("output_throughput_tok_per_s", "ttft_p50_ms", "tpot_p50_ms")
-
-
-@dataclass(frozen=True)
-class _ForTerminal:
-    """Rich asks it to draw itself, and says how wide: below 76 columns the table is folded by us.
-
-    Rich would fold or cut where it likes, and half an interval on a line reads like a whole one.
-    """
-
-    comparison: Comparison
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        comparison, narrow = self.comparison, options.max_width < 76
-        verdict = verdict_of(comparison)
-        sign = (f"{SIGNS.get(verdict, '?')} {verdict}", STYLES.get(verdict, "bold"))
-        yield Text.assemble(sign, "  ", comparison.summary)
-        yield Text("; ".join(judged(comparison)) + ".\n", "dim")
-        yield _terminal_table(comparison, narrow, gap=2 if options.max_width >= 88 else 1)
-        for cell in family_of(comparison, "secondary"):
-            if cell.reason:
-                what = f"{level_text(cell.level, short=True)} {metric_text(cell.metric)}"
-                yield Text(f"{what}: {cell.reason}", "dim")
-        yield Text("Figures are geometric means over the blocks in which both arms are VALID.", "dim")
-        for warning in comparison.warnings:
-            yield Text(f"warning: {warning}", "yellow")
-        if others := len(family_of(comparison, "descriptive")):
-            yield Text(f"{others} more cells are descriptive: no verdict, see --format json or the report.", "dim")
-
-
-def render_terminal(comparison: Comparison) -> _ForTerminal:
-    """Sentence and judged cells, to be printed with rich; fits 60 columns and more."""
-    return _ForTerminal(comparison)
-
-
-def _terminal_table(comparison: Comparison, narrow: bool, gap: int) -> Table:
-    table = Table(
-        box=None, pad_edge=False, padding=(0, gap, 0, 0), title=escape(label_of(comparison)), title_justify="left"
+    told = dict(provenance(comparisons, record, {}))
+    packages = (record.get("provenance") or {}).get("packages") or {}
+    facts = {"run": told.get("Run"), "Ray": packages.get("ray"), "commit": told.get("Orchestrator commit")}
+    return render(
+        "report.md.jinja",
+        {"md": escaped, "effect": effect_text},
+        comparisons=comparisons,
+        findings=findings(points, details),
+        differences=grouped_differences(comparisons),
+        facts=facts | {"seed": told.get("Seed"), "host": told.get("Client host")},
     )
-    if not narrow:
-        table.add_column("level", no_wrap=True)
-    table.add_column("metric", overflow="fold")
-    for heading in ("baseline", "candidate", "ratio", "verdict"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "verdict" else "right")
-    primary = comparison.primary
-    tokens = [
-        cell
-        for cell in family_of(comparison, "descriptive")
-        if primary and cell.metric in OF_STREAMS and cell.level == primary.level
-    ]
-    for cell in [*family_of(comparison, "primary", "secondary"), *tokens]:
-        metric, level = metric_text(cell.metric).replace("(", "").replace(")", ""), level_text(cell.level, short=True)
+
+
+# ---- Terminal, JSON ----
+
+
+def render_terminal(comparison: Comparison) -> Group:
+    """Sentence and judged cells, to be printed with rich; fits 80 columns and more."""
+    verdict, first = comparison.verdict, comparison.primary
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=escape(comparison.label), title_justify="left")
+    for heading in ("level", "metric", "baseline", "candidate", "ratio", "verdict"):
+        justify: Any = "right" if heading in ("baseline", "candidate", "ratio") else "left"
+        table.add_column(heading, overflow="fold", no_wrap=heading != "metric", justify=justify)
+    of_streams = [cell for cell in comparison.family("descriptive") if first and cell.level == first.level]
+    of_streams = [cell for cell in of_streams if cell.metric in OF_STREAMS]
+    for cell in [*comparison.family("primary", "secondary"), *of_streams]:
         ratio, interval = ratio_texts(cell)
         table.add_row(
-            *([f"{metric}, {level}"] if narrow else [level, metric]),
+            level_text(cell.level, short=True),
+            metric_text(cell.metric).replace("(", "").replace(")", ""),
             number(cell.baseline_value),
             number(cell.candidate_value),
-            (f"{ratio}\n{interval}" if narrow else f"{ratio} ({interval})") if interval else ratio,
+            f"{ratio} ({interval})" if interval else ratio,
             Text(cell.verdict or MISSING, STYLES.get(cell.verdict or "", "")),
         )
-    return table
+    notes = [
+        f"{level_text(cell.level, short=True)} {metric_text(cell.metric)}: {cell.reason}"
+        for cell in comparison.family("secondary")
+        if cell.reason
+    ]
+    notes.append("Figures are geometric means over the blocks in which both arms are VALID.")
+    lines = [
+        *(Text(note, "dim") for note in notes),
+        *(Text(f"warning: {each}", "yellow") for each in comparison.warnings),
+    ]
+    if others := len(comparison.family("descriptive")):
+        lines.append(Text(f"{others} more cells are descriptive: no verdict, see --format json or the report.", "dim"))
+    sign = (f"{SIGNS.get(verdict, '?')} {verdict}", STYLES.get(verdict, "bold"))
+    sentence = Text.assemble(sign, "  ", comparison.summary)
+    return Group(sentence, Text("; ".join(judged(comparison)) + ".\n", "dim"), table, *lines)
 
 
 def _jsonable(value: Any) -> Any:
@@ -187,11 +111,36 @@ def _jsonable(value: Any) -> Any:
 
 def cells_json(comparison: Comparison) -> dict[str, Any]:
     """`{"summary": ..., "verdict": ..., "baseline": ..., "cells": [...]}`, fit for `json.dumps(allow_nan=False)`."""
-    everything = asdict(comparison)
-    everything["primary"] = (
-        None if comparison.primary is None else f"{comparison.primary.metric}@{comparison.primary.level}"
-    )
-    return _jsonable({"summary": everything.pop("summary"), "verdict": verdict_of(comparison), **everything})
+    first = comparison.primary
+    primary = f"{first.metric}@{first.level}" if first else None
+    top = {"summary": comparison.summary, "verdict": comparison.verdict}
+    return _jsonable(top | asdict(comparison) | {"primary": primary})
+
+
+# ---- The gate ----
+
+
+def _what(cell: Cell) -> str:
+    return f"{metric_text(cell.metric)} at {level_text(cell.level)}"
+
+
+def gate_line(cell: Cell, outcome: str, max_slowdown: float) -> Text:
+    """One line a metric, to be printed with rich."""
+    word, style, _ = GATE[outcome]
+    reason = f"; {cell.reason}" if cell.reason else ""
+    limit = f"limit ×{number(1 / (1 + max_slowdown))}"
+    return Text.assemble((word, style), f"  {_what(cell)}: {effect_text(cell)}, {limit}{reason}")
+
+
+def gate_markdown(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]], max_slowdown: float) -> str:
+    """The gate's answer for a job summary or a comment."""
+    lines = [["gate", "metric", "level", "ratio, > 1 is better", "blocks", "why"], ["---"] * 6]
+    for cell, outcome in outcomes:
+        row = [f"**{GATE[outcome][0]}**", escaped(metric_text(cell.metric)), escaped(level_text(cell.level))]
+        lines.append([*row, effect_text(cell), f"{cell.num_blocks}/{cell.num_planned}", escaped(cell.reason)])
+    limit = f"Fails below ×{number(1 / (1 + max_slowdown))} (at most {100 * max_slowdown:g} % slower)."
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"### Gate: {escaped(comparison.label)}\n\n{limit}\n\n{table}\n"
 
 
 def junit_xml(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]]) -> str:
@@ -199,61 +148,31 @@ def junit_xml(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]]) -> s
 
     `outcomes`: cells with "ok", "slower" (a failure), "inconclusive" (skipped) or "invalid" (an error).
     """
-    suite = ET.Element("testsuite", name=_xml(f"serve-orchestrator: {label_of(comparison)}"), tests=str(len(outcomes)))
-    for kind, counter in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-        suite.set(counter, str(sum(JUNIT_ELEMENTS[outcome] == kind for _, outcome in outcomes)))
-    for cell, outcome in outcomes:
-        name = f"{metric_text(cell.metric)} at {level_text(cell.level)}"
-        case = ET.SubElement(suite, "testcase", classname=_xml(label_of(comparison)), name=_xml(name), time="0")
-        text = _xml(f"{effect_text(cell)}. {cell.reason}".strip())
-        if element := JUNIT_ELEMENTS[outcome]:
-            ET.SubElement(case, element, message=text, type=outcome).text = text
-        else:
-            ET.SubElement(case, "system-out").text = text
-    root = ET.Element("testsuites", {key: suite.get(key, "0") for key in ("tests", "failures", "errors", "skipped")})
-    root.append(suite)
-    ET.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+    texts = ((_what(cell), outcome, f"{effect_text(cell)}. {cell.reason}".strip()) for cell, outcome in outcomes)
+    return _junit(comparison.label, [(name, outcome, text, text) for name, outcome, text in texts])
 
 
 def junit_refusal(what: str, error: str) -> str:
     """A gate that could not be judged: one testcase with an error."""
-    root = ET.Element("testsuites", tests="1", failures="0", errors="1", skipped="0")
-    suite = ET.SubElement(root, "testsuite", name=_xml(f"serve-orchestrator: {what}"), tests="1", errors="1")
-    case = ET.SubElement(suite, "testcase", classname=_xml(what), name="comparable", time="0")
-    ET.SubElement(case, "error", message=_xml(error.splitlines()[0]), type="invalid").text = _xml(error)
+    return _junit(what, [("comparable", "invalid", error.splitlines()[0], error)])
+
+
+def _junit(what: str, cases: Iterable[tuple[str, str, str, str]]) -> str:
+    """`cases`: name, outcome, message and text of each."""
+    root = ET.Element("testsuites")
+    suite = ET.SubElement(root, "testsuite", name=_xml(f"serve-orchestrator: {what}"))
+    for name, outcome, message, text in cases:
+        case = ET.SubElement(suite, "testcase", classname=_xml(what), name=_xml(name), time="0")
+        facts = {} if outcome == "ok" else {"message": _xml(message), "type": outcome}
+        ET.SubElement(case, GATE[outcome][2], facts).text = _xml(text)
+    counters = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
+    counts = {counter: str(len(list(suite.iter(tag)))) for counter, tag in counters.items()}
+    root.attrib |= counts
+    suite.attrib |= counts
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
-
-
-def escaped(text: str) -> str:
-    """Literal text in GitHub Markdown."""
-    return _md(text)
 
 
 def _xml(text: str) -> str:
     """ElementTree escapes markup, but writes control characters that no XML 1.0 reader takes."""
     return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", text)
-
-
-# ---- The gate ----
-
-
-def gate_line(cell: Cell, outcome: str, max_slowdown: float) -> Text:
-    """One line a metric, to be printed with rich."""
-    style = {"ok": "bold green", "slower": "bold red", "inconclusive": "bold yellow"}.get(outcome, "bold magenta")
-    reason = f"; {cell.reason}" if cell.reason else ""
-    limit = f"limit ×{number(1 / (1 + max_slowdown))}"
-    what = f"  {metric_text(cell.metric)} at {level_text(cell.level)}: {effect_text(cell)}, {limit}{reason}"
-    return Text.assemble((GATE_WORDS[outcome], style), what)
-
-
-def gate_markdown(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]], max_slowdown: float) -> str:
-    """The gate's answer for a job summary or a comment."""
-    rows = []
-    for cell, outcome in outcomes:
-        row = [f"**{GATE_WORDS[outcome]}**", _md(metric_text(cell.metric)), _md(level_text(cell.level))]
-        rows.append([*row, effect_text(cell), f"{cell.num_blocks}/{cell.num_planned}", _md(cell.reason)])
-    limit = f"Fails below ×{number(1 / (1 + max_slowdown))} (at most {100 * max_slowdown:g} % slower)."
-    table = _md_table(["gate", "metric", "level", "ratio, > 1 is better", "blocks", "why"], rows)
-    return f"### Gate: {_md(label_of(comparison))}\n\n{limit}\n\n{table}\n"

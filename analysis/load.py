@@ -4,7 +4,7 @@ The one reader of run directories for everything in `analysis`. A figure that wa
 never 0. What a run does not hold is said in words: a directory that is no run, a run still in progress.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,9 +123,9 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
-def codes(texts: pd.Series) -> list[str]:
-    """The distinct codes of `;`-joined texts (`invalid_reasons`, `notes`), sorted."""
-    return sorted({code for text in texts.dropna() for code in text.split(";") if code})
+def codes(texts: Iterable[Any]) -> list[str]:
+    """The distinct codes of `;`-joined texts (`invalid_reasons`, `notes`), sorted; what is no text holds none."""
+    return sorted({code for text in texts if isinstance(text, str) for code in text.split(";") if code})
 
 
 def level_order(level: str) -> tuple[str, float]:

@@ -8,8 +8,8 @@ import base64
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +42,8 @@ WHERE = {
 }
 
 
-def verdict_of(comparison: Comparison) -> str:
-    return (comparison.primary.verdict if comparison.primary else None) or "NO VERDICT"
-
-
-def label_of(comparison: Comparison) -> str:
-    axes = f" ({comparison.axes})" if comparison.axes else ""
-    return f"{comparison.candidate} against {comparison.baseline}{axes}"
-
-
-def family_of(comparison: Comparison, *families: str) -> list[Cell]:
-    return [cell for family in families for cell in comparison.cells if cell.family == family]
-
-
-def _time(text: Any) -> str:
-    try:
-        return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S %Z}"
-    except (TypeError, ValueError):  # null while running; whatever an importer was given
-        return str(text or MISSING)
+def _time(text: str | None) -> str:
+    return (text or MISSING).replace("T", " ").replace("+00:00", " UTC")
 
 
 def judged(comparison: Comparison) -> list[str]:
@@ -86,32 +70,20 @@ def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) ->
     if points.empty:
         return {"counts": "No trial was planned.", "entries": [], "notes": []}
     records = {(record.get("run_dir"), record["arm"], record["trial_id"]): record for record in details}
-    several = "run_dir" in points and points["run_dir"].nunique() > 1
+    several = "run_dir" in points and points.run_dir.nunique() > 1
+    complete = points.state == "complete"
     # `valid` may hold None or NaN: only a real False is INVALID, and only in a complete trial.
-    complete = points["state"] == "complete"
-    invalid = complete & (points["valid"] == False)  # noqa: E712
-    bad = points[invalid | (points["state"] == "failed")]
+    valid, invalid = points.valid.eq(True), complete & points.valid.eq(False)
+    others = {"INVALID": invalid, "failed": points.state == "failed", "not run": points.state == "planned"}
     entries = []
-    for (arm, level), group in bad.groupby(["arm", "level"], sort=False):
-        planned = points[(points["arm"] == arm) & (points["level"] == level)]
+    for (arm, level), group in points[invalid | others["failed"]].groupby(["arm", "level"], sort=False):
+        here = valid[(points.arm == arm) & (points.level == level)]
         items = [item for row in load.records(group) for item in _problems(row, records, several)]
-        num_valid = int((planned["valid"] == True).sum())  # noqa: E712
         title = f"{arm}, {level_text(str(level))}"
-        entries.append({"title": title, "count": f"{num_valid} of {len(planned)} blocks VALID", "items": items})
-    num_failed = int((points["state"] == "failed").sum())
-    others = [
-        f"{count} {what}"
-        for count, what in (
-            (int(invalid.sum()), "INVALID"),
-            (num_failed, "failed"),
-            (int(len(points) - complete.sum() - num_failed), "not run"),
-        )
-        if count
-    ]
-    num_valid = int((points["valid"] == True).sum())  # noqa: E712
-    counts = f"{num_valid} of {len(points)} planned trials are VALID{''.join(f', {each}' for each in others)}."
-    if invalid.any():
-        counts += " An INVALID point never enters a ratio."
+        entries.append({"title": title, "count": f"{here.sum()} of {len(here)} blocks VALID", "items": items})
+    counts = f"{valid.sum()} of {len(points)} planned trials are VALID"
+    counts += "".join(f", {each.sum()} {kind}" for kind, each in others.items() if each.any()) + "."
+    counts += " An INVALID point never enters a ratio." if invalid.any() else ""
     return {"counts": counts, "entries": entries, "notes": _caveats(points[complete])}
 
 
@@ -120,34 +92,27 @@ def _problems(row: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], 
     block = f"block {row['repeat'] + 1}{' of ' + row['run_id'] if several else ''}"
     if row["state"] == "failed":
         log = f" (log: {record['log']})" if record.get("log") else ""
-        what = {"service": "the service never came up", "trial": "the measurement failed"}.get(record.get("stage", ""))
+        what = {"service": " (the service never came up)", "trial": " (the measurement failed)"}
         text = str(record.get("error", "see failure.json")).strip()
-        return [{"block": block, "code": f"FAILED ({what})" if what else "FAILED", "text": text + log}]
-    sentences = record.get("invalid_details", {})
-    codes = [code for code in str(row["invalid_reasons"] or "").split(";") if code]
-    return [
-        {"block": block, "code": f"INVALID {code}", "text": sentences.get(code, INVALID_REASONS.get(code, ""))}
-        for code in codes
-    ] or [{"block": block, "code": "INVALID", "text": "no reason was recorded"}]
+        return [{"block": block, "code": f"FAILED{what.get(record.get('stage', ''), '')}", "text": text + log}]
+    sentences = INVALID_REASONS | record.get("invalid_details", {})
+    codes = load.codes([row["invalid_reasons"]])
+    problems = [{"block": block, "code": f"INVALID {code}", "text": sentences.get(code, "")} for code in codes]
+    return problems or [{"block": block, "code": "INVALID", "text": "no reason was recorded"}]
 
 
 def _caveats(complete: pd.DataFrame) -> list[str]:
     """Notes in words, with how many of the complete trials each is about."""
-    found: dict[str, int] = {}
-    for row in load.records(complete):
-        codes = {code for code in str(row["notes"] if not is_missing(row["notes"]) else "").split(";") if code}
-        for code in sorted(codes | ({"coordinated_omission"} if row["load_mode"] == "closed" else set())):
-            found[code] = found.get(code, 0) + 1
+    found = Counter(code for notes in complete.notes for code in load.codes([notes]))
+    found["coordinated_omission"] = int((complete.load_mode == "closed").sum())
     texts = []
     for code, count in found.items():
         about = "" if count == len(complete) else f" (in {count} of {len(complete)} complete trials)"
         kind, _, rule = code.partition(":")
+        text = NOTES.get(code, code.replace("_", " "))
         if kind == "unchecked":
             text = f"Not checked, which is not passed: {rule} ({INVALID_REASONS.get(rule, 'unknown rule')})."
-        else:
-            text = NOTES.get(code, code.replace("_", " "))
-            text = f"{text[0].upper()}{text[1:].removesuffix('.')}."
-        texts.append(text + about)
+        texts += [f"{text[0].upper()}{text[1:].removesuffix('.')}.{about}"] if count else []
     return texts
 
 
@@ -155,7 +120,7 @@ def grouped_differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any
     """Comparisons of one run mostly differ in the same flags: each set of differences is shown once."""
     groups: dict[tuple[Difference, ...], list[str]] = {}
     for comparison in comparisons:
-        groups.setdefault(comparison.differences, []).append(label_of(comparison))
+        groups.setdefault(comparison.differences, []).append(comparison.label)
     return [
         {
             "labels": labels,
@@ -230,51 +195,55 @@ def _span(cells: Iterable[Cell], margin: float) -> float:
     return max([2.5 * math.log(1 + margin), *(1.3 * effect for effect in effects)])
 
 
-def _data_uri(png: bytes, svg: bytes | str | None) -> str:
-    """SVG where there is one: it stays sharp on paper and when zoomed. As an image it cannot run anything."""
-    if svg:
-        content = svg.encode() if isinstance(svg, str) else svg
-        return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
 def _breakable(text: str) -> Markup:
     """A long key may break after _ . / and, not in the middle of a word; copied, it is still the key."""
     return Markup("<wbr>").join(re.split(r"(?<=[_./,=])", text))
+
+
+def render(name: str, filters: Mapping[str, Any], **values: Any) -> str:
+    """A template of this directory, with the ways of `wording` to write a figure."""
+    html = name.endswith(".html.jinja")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "metric": metric_text, "level": level_text, "judged": judged, **filters}
+    return environment.get_template(name).render(signs=SIGNS, **values)
 
 
 def render_html(
     comparisons: Sequence[Comparison],
     record: Mapping[str, Any],
     points: pd.DataFrame,
-    figures: Mapping[str, tuple[bytes, str, bytes | str | None]],
+    figures: Mapping[str, tuple[str, bytes]],
     details: Sequence[Mapping[str, Any]] = (),
     services: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """One HTML file that needs nothing else: no script, no request.
 
-    `record`: run.json. `points`: as in `load.Run`. `figures`: name -> (PNG, caption, SVG or None). `details`:
-    trial.json of the INVALID trials and failure.json of the failed ones, as read. `services`: arm -> effective.json of
-    one of its services.
+    `record`: run.json. `points`: as in `load.Run`. `figures`: name -> (caption, SVG), which as an image stays sharp and
+    cannot run anything. `details`: trial.json of the INVALID trials and failure.json of the failed ones, as read.
+    `services`: arm -> effective.json of one of its services.
     """
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "metric": metric_text, "level": level_text, "breakable": _breakable}
-    environment.filters |= {"label": label_of, "verdict": verdict_of, "judged": judged, "confidence": confidence_text}
-    environment.filters |= {"ratio_texts": ratio_texts, "family": family_of, "bar": _bar}
-    verdicts = [verdict_of(each) for each in comparisons]
-    return environment.get_template("report.html.jinja").render(
+    verdicts = Counter(each.verdict for each in comparisons)
+    return render(
+        "report.html.jinja",
+        {"breakable": _breakable, "confidence": confidence_text, "ratio_texts": ratio_texts, "bar": _bar},
         comparisons=comparisons,
-        tally=", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)),
-        signs=SIGNS,
+        tally=", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()),
         span=_span,
         # One axis for all verdicts, so that their bars can be compared by eye.
         verdicts_span=max((_span([each.primary], each.margin) for each in comparisons if each.primary), default=1.0),
         figures=[
-            {"id": re.sub(r"[^A-Za-z0-9_-]+", "-", name), "caption": caption, "uri": _data_uri(png, svg)}
-            for name, (png, caption, svg) in figures.items()
+            {
+                "id": re.sub(r"[^A-Za-z0-9_-]+", "-", name),
+                "caption": caption,
+                "uri": f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}",
+            }
+            for name, (caption, svg) in figures.items()
         ],
         differences=grouped_differences(comparisons),
         findings=findings(points, details),
@@ -325,11 +294,11 @@ def write(
         margin=comparisons[0].margin if comparisons else 0.05,
     )
     plots.save(drawn, run.paths.plots_dir)
-    figures = {}
-    for name, figure in drawn.items():
-        png, svg = (run.paths.plots_dir / f"{name}.{kind}" for kind in ("png", "svg"))
-        # The title is drawn into the picture, so it is what the picture is called for who cannot see it.
-        figures[name] = (png.read_bytes(), " ".join(figure.texts[0].get_text().split()), svg.read_bytes())
+    # The title is drawn into the picture, so it is what the picture is called for who cannot see it.
+    figures = {
+        name: (" ".join(figure.texts[0].get_text().split()), (run.paths.plots_dir / f"{name}.svg").read_bytes())
+        for name, figure in drawn.items()
+    }
     services = {arm: service for arm in run.arms if (service := Arm(run, arm).effective(0))}
     runs = [run, *more]
     details = [each for one in runs for each in trial_details(one)]
