@@ -7,14 +7,15 @@ overwrites their environment) an open file below that directory.
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
@@ -27,6 +28,11 @@ _INHERITED = (
     "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
     "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
+
+
+# What a service's process reports of its environment, less what must not be written down.
+_REPORTED_PREFIXES = ("RAY_", "VLLM_")
+_SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 
 
 class Interrupted(BaseException):
@@ -81,6 +87,21 @@ def interruptible() -> Iterator[None]:
 def clean_environment() -> dict[str, str]:
     """The part of our own environment that child processes start from."""
     return {name: os.environ[name] for name in _INHERITED if name in os.environ}
+
+
+def reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str, str]:
+    """The part of a service's environment that may be written down and can matter."""
+    return {
+        name: value
+        for name, value in sorted(env.items())
+        if (name in declared or name.startswith(_REPORTED_PREFIXES)) and not any(part in name for part in _SECRET_PARTS)
+    }
+
+
+def say(channel: TextIO, **message: Any) -> None:
+    """One line of JSON from a driver to the orchestrator."""
+    channel.write(json.dumps(message) + "\n")
+    channel.flush()
 
 
 def die_with_parent() -> None:

@@ -27,7 +27,7 @@ from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeDeploySch
 
 from orchestrator import provenance
 from orchestrator.clusters.engine import arrived
-from orchestrator.process import end_members, listener, process_id
+from orchestrator.process import end_members, listener, process_id, say
 from workloads.probe import readback
 
 
@@ -39,13 +39,13 @@ def main() -> NoReturn:
     parent = os.getppid()
     try:
         _bring_up(spec, channel)
-        _say(channel, event="ready", effective=_effective(spec))
+        say(channel, event="ready", effective=_effective(spec))
         for line in sys.stdin:
             assert line.strip() == "snapshot", line
-            _say(channel, event="snapshot", **_snapshot(spec))
+            say(channel, event="snapshot", **_snapshot(spec))
     except Exception as error:
         traceback.print_exc()
-        _say(channel, event="failed", error=str(error) or repr(error))
+        say(channel, event="failed", error=str(error) or repr(error))
         sys.stdin.read()  # stay until told to go: logs are copied meanwhile
     finally:
         end_members(directory)
@@ -54,13 +54,8 @@ def main() -> NoReturn:
         os._exit(0)  # Ray's exit handlers would wait for processes that are gone
 
 
-def _say(channel: TextIO, **message: Any) -> None:
-    channel.write(json.dumps(message) + "\n")
-    channel.flush()
-
-
 def _bring_up(spec: Mapping[str, Any], channel: TextIO) -> None:
-    _say(channel, event="status", text="starting Ray")
+    say(channel, event="status", text="starting Ray")
     ray.init(
         address="local",  # never a cluster that happens to run here
         num_cpus=spec["num_cpus"],
@@ -88,10 +83,10 @@ def _bring_up(spec: Mapping[str, Any], channel: TextIO) -> None:
             break
         text = _progress_text(application)
         if text != last_text:
-            _say(channel, event="status", text=text)
+            say(channel, event="status", text=text)
             last_text = text
         time.sleep(0.5)
-    _say(channel, event="status", text="waiting for the first reply")
+    say(channel, event="status", text="waiting for the first reply")
     _wait_for_reply(spec["ready_url"], channel)
 
 
@@ -127,7 +122,7 @@ def _wait_for_reply(url: str, channel: TextIO) -> None:
         except (urllib.error.URLError, OSError) as error:
             text = f"waiting for the first reply: {error}"
         if text != last:
-            _say(channel, event="status", text=text)
+            say(channel, event="status", text=text)
             last = text
         time.sleep(0.25)
 

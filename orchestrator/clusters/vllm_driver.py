@@ -35,12 +35,9 @@ import psutil
 
 from orchestrator import provenance
 from orchestrator.clusters.engine import declared_differences, engine_settings
-from orchestrator.process import die_with_parent, end_members, listener, process_id
+from orchestrator.process import die_with_parent, end_members, listener, process_id, reportable, say
 from workloads.llm import tiny
 
-# As in local_driver: read back from the servers, less what must not be written down.
-_REPORTED_PREFIXES = ("RAY_", "VLLM_")
-_SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 _ENGINE_TITLE = "VLLM::EngineCore"
 _HEALTH_TIMEOUT_S = 30.0  # a saturated server answers late, and that is not ill health
 _ANSWER_TIMEOUT_S = 300.0  # the first completion may compile
@@ -68,13 +65,13 @@ def main() -> NoReturn:
     try:
         _start(spec, servers)
         _wait_ready(servers, spec["model"], channel)
-        _say(channel, event="ready", effective=_effective(spec, servers))
+        say(channel, event="ready", effective=_effective(spec, servers))
         for line in sys.stdin:
             assert line.strip() == "snapshot", line
-            _say(channel, event="snapshot", **_snapshot(spec, servers))
+            say(channel, event="snapshot", **_snapshot(spec, servers))
     except Exception as error:
         traceback.print_exc()
-        _say(channel, event="failed", error=str(error) or repr(error))
+        say(channel, event="failed", error=str(error) or repr(error))
         sys.stdin.read()  # stay until told to go: logs are read meanwhile
     finally:
         _ask_to_end(servers)
@@ -84,26 +81,17 @@ def main() -> NoReturn:
         os._exit(0)
 
 
-def _say(channel: TextIO, **message: Any) -> None:
-    channel.write(json.dumps(message) + "\n")
-    channel.flush()
-
-
 def flags(engine: Mapping[str, Any]) -> list[str]:
     """vLLM's command line for engine arguments as ray.serve.llm's `engine_kwargs` has them; null is left out."""
     words: list[str] = []
     for name, value in engine.items():
         flag = name.replace("_", "-")
-        if value is None or (value is False and name in _ONLY_TRUE):
-            continue
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, Mapping):
-            words += [f"--{flag}", json.dumps(value)]
-        elif isinstance(value, list):
-            words += [f"--{flag}", *map(str, value)]
-        else:
-            words += [f"--{flag}", str(value)]
+            if value or name not in _ONLY_TRUE:
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, Mapping) else value]
+            words += [f"--{flag}", *map(str, values)]
     return words
 
 
@@ -137,13 +125,13 @@ def _start(spec: Mapping[str, Any], servers: list[_Server]) -> None:
         # The `vllm` command looks up the distribution name `vllm`, which its CPU build does not have.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--model", source, "--served-model-name", spec["model"]]
-        command += ["--disable-uvicorn-access-log"]
+        command += ["--disable-uvicorn-access-log", *flags(spec["engine"])]
         log = Path(spec["log_dir"]) / f"server-{index}.log"
         with log.open("wb") as output:
-            output.write(f"{shlex.join([*command, *flags(spec['engine'])])}\n".encode())
+            output.write(f"{shlex.join(command)}\n".encode())
             output.flush()
             process = subprocess.Popen(
-                [*command, *flags(spec["engine"])],
+                command,
                 env=os.environ | ours | place | spec["cluster_env"] | spec["declared_env"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -167,15 +155,15 @@ def _wait_ready(servers: Sequence[_Server], model: str, channel: TextIO) -> None
     last_text = ""
     while waiting:
         for server in list(waiting):
-            if trouble := _trouble(server, only_if_ended=True):
-                raise RuntimeError(trouble)
+            if server.process.poll() is not None:
+                raise RuntimeError(_trouble(server))
             if _completes(server, model):
                 waiting.remove(server)
         text = f"vLLM {len(servers) - len(waiting)}/{len(servers)} ready"
         if waiting and (lines := _lines(waiting[0].log)):
             text += f"; {waiting[0].name}: {lines[-1][:200]}"
         if text != last_text:
-            _say(channel, event="status", text=text)
+            say(channel, event="status", text=text)
             last_text = text
         if waiting and select.select([sys.stdin], [], [], 0.5)[0]:  # nothing is asked before we are ready: its end
             raise RuntimeError("told to end before the servers were ready")
@@ -205,18 +193,17 @@ def _get(request: str | urllib.request.Request, timeout_s: float) -> bytes:
         return bytes(reply.read())
 
 
-def _trouble(server: _Server, only_if_ended: bool = False) -> str | None:
+def _trouble(server: _Server) -> str | None:
     """What is wrong with a server, in its own words and with its log's path; None if nothing is."""
     code = server.process.poll()
-    if code is not None:
-        return f"{server.name} ended (exit code {code}):\n{root_cause(_lines(server.log))}\nLog: {server.log}"
-    if only_if_ended:
-        return None
-    try:
-        _get(f"{server.url}/health", _HEALTH_TIMEOUT_S)
-    except OSError as error:
-        return f"{server.name} fails /health: {error}\n{root_cause(_lines(server.log))}\nLog: {server.log}"
-    return None
+    what = f"ended (exit code {code})"
+    if code is None:
+        try:
+            _get(f"{server.url}/health", _HEALTH_TIMEOUT_S)
+            return None
+        except OSError as error:
+            what = f"fails /health: {error}"
+    return f"{server.name} {what}:\n{root_cause(_lines(server.log))}\nLog: {server.log}"
 
 
 def root_cause(lines: Sequence[str]) -> str:
@@ -270,42 +257,44 @@ def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> dict[str,
     Raises RuntimeError when a declared variable or engine argument did not arrive, or two servers differ.
     """
     declared: dict[str, str] = spec["cluster_env"] | spec["declared_env"]
-    actors: list[dict[str, Any]] = []
     wrong: list[str] = []
+    environments = [psutil.Process(server.process.pid).environ() for server in servers]
     engines = [
         engine_settings(
             json.loads(_get(f"{server.url}/server_info?config_format=json", _ANSWER_TIMEOUT_S))["vllm_config"]
         )
         for server in servers
     ]
-    for server, engine in zip(servers, engines, strict=True):
-        env = psutil.Process(server.process.pid).environ()
-        wrong += [
-            f"{server.name}: {name} is {env.get(name)!r}, declared {value!r}"
-            for name, value in declared.items()
-            if env.get(name) != value
+    for server, env, engine in zip(servers, environments, engines, strict=True):
+        differences = [
+            *(
+                f"{name} is {env.get(name)!r}, declared {value!r}"
+                for name, value in declared.items()
+                if env.get(name) != value
+            ),
+            *declared_differences(spec["engine"], engine),
+            *(
+                f"{name} is {engine.get(name)}, {servers[0].name} has {engines[0].get(name)}"
+                for name in sorted(engine.keys() | engines[0].keys())
+                if engine.get(name) != engines[0].get(name)
+            ),
         ]
-        wrong += [f"{server.name}: {difference}" for difference in declared_differences(spec["engine"], engine)]
-        wrong += [
-            f"{server.name}: {name} is {engine.get(name)}, {servers[0].name} has {engines[0].get(name)}"
-            for name in sorted(engine.keys() | engines[0].keys())
-            if engine.get(name) != engines[0].get(name)
-        ]
-        actors.append(
-            {
-                "name": server.name,
-                "kind": "VllmServer",
-                "pid": server.process.pid,
-                "env": _reportable(env, declared),
-                "constants": {},
-            }
-        )
+        wrong += [f"{server.name}: {difference}" for difference in differences]
     if wrong:
         logs = ", ".join(str(server.log) for server in servers)
         raise RuntimeError("what was declared did not reach every vLLM server:\n" + "\n".join(wrong) + f"\nLog: {logs}")
     return {
         "declared_env": spec["declared_env"],
-        "actors": actors,
+        "actors": [
+            {
+                "name": server.name,
+                "kind": "VllmServer",
+                "pid": server.process.pid,
+                "env": reportable(env, declared),
+                "constants": {},
+            }
+            for server, env in zip(servers, environments, strict=True)
+        ],
         "engine": engines[0],
         "flag_effects": {},
         "consequences": {},
@@ -313,14 +302,6 @@ def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> dict[str,
         "listener": listener(spec["ports"][0]),
         "versions": {"python": platform.python_version(), **provenance.package_versions()},
         "hardware": provenance.host(),
-    }
-
-
-def _reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in sorted(env.items())
-        if (name in declared or name.startswith(_REPORTED_PREFIXES)) and not any(part in name for part in _SECRET_PARTS)
     }
 
 
