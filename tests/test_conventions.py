@@ -27,7 +27,7 @@ ALLOWED = {
     "orchestrator/config.py": {"errors"},
     "orchestrator/plan.py": {"config", "errors", "paths", "provenance"},
     "orchestrator/clients/processes.py": {"errors"},
-    "orchestrator/clients/locust.py": {"errors", "clients"},
+    "orchestrator/clients/locust.py": {"errors", "results", "clients"},
     "orchestrator/clients/vllm_bench.py": {"errors", "results", "clients"},
     "orchestrator/clients/locust_worker.py": {"clients", "results"},
     "orchestrator/clusters/local_ray.py": {"config", "errors", "process", "provenance"},

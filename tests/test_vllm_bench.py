@@ -179,14 +179,6 @@ def test_error_codes_are_short_and_stable(error: str, code: str) -> None:
     assert error_code(error) == code
 
 
-def test_impossible_loads_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrialError, match=r"4 requests from 4 clients .* raise num_prompts"):
-        client(num_prompts=4).run(["http://127.0.0.1:1"], clients(4), tmp_path, ignore)
-    with pytest.raises(TrialError, match="3 addresses need as many clients, found concurrency 2"):
-        client().run(["http://127.0.0.1:1"] * 3, clients(2), tmp_path, ignore)
-    assert not list(tmp_path.iterdir())
-
-
 def test_number_of_prompts() -> None:
     assert client(num_replicas=3, num_prompts=50)._num_prompts(10) == 150
     assert client(num_replicas=3, num_prompts=None)._num_prompts(10) == 1200
@@ -329,7 +321,7 @@ def test_window_leaves_ramp_and_tail_out(run: Run) -> None:
 @needs_vllm
 def test_progress_arrives(run: Run) -> None:
     assert len(run.progress) >= 2
-    assert all(live.num_clients == 4 and live.latency_p99_ms is None for live in run.progress)
+    assert all(live.latency_p99_ms is None for live in run.progress)
     assert any(live.throughput_rps > 0 for live in run.progress)
     assert run.progress[-1].num_failed > 0
     elapsed_s = [live.elapsed_s for live in run.progress]
@@ -445,7 +437,7 @@ def test_hang_ends_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.Mon
 @needs_vllm
 def test_client_that_cannot_start_says_why(tmp_path: Path) -> None:
     bench_client = client(tokenizer="no-such/tokenizer")
-    bench_client.env["HF_HUB_OFFLINE"] = "1"
+    bench_client.env = {**bench_client.env, "HF_HUB_OFFLINE": "1"}
     with pytest.raises(TrialError, match=r"exit code 1 before 'ready'; see .*client\.log(?s:.)*Error: "):
         bench_client.run(["http://127.0.0.1:1"], clients(2), tmp_path, ignore)
     assert "no-such/tokenizer" in (tmp_path / "client.log").read_text()

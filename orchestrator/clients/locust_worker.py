@@ -15,7 +15,6 @@ read a `stream=True` response without putting in their own `response_time` (Locu
 
 import ctypes
 import gc
-import importlib
 import importlib.util
 import json
 import logging
@@ -26,7 +25,6 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TextIO
 
 import locust  # isort: skip  # patches the standard library for gevent: before all that might use sockets
@@ -41,6 +39,7 @@ from locust.argument_parser import get_parser
 from locust.contrib.fasthttp import FastHttpSession, FastHttpUser, LocustUserAgent
 from locust.env import Environment
 from locust.exception import CatchResponseError
+from locust.util.load_locustfile import load_locustfile
 
 from orchestrator.clients.locust import TOKEN_VARIABLE
 from orchestrator.results import SAMPLES_SCHEMA, UNFINISHED
@@ -77,11 +76,9 @@ class Recorder:
         sent = self.in_flight.pop(gevent.getcurrent(), None)
         if sent is None:  # an event which the locustfile fires itself
             sent = time.monotonic() - response_time / 1000
-        if exception is None:
-            self.rows.append((sent, response_time, None, context or None))
-        else:
-            self.num_failed += 1
-            self.rows.append((sent, response_time, error_code(exception), context or None))
+        self.num_failed += exception is not None
+        error = None if exception is None else error_code(exception)
+        self.rows.append((sent, response_time, error, context or None))
 
     def on_user_error(self, exception: BaseException, **_: Any) -> None:
         error = f"task_error: {type(exception).__name__}: {exception}"[:MAX_ERROR_CHARS]
@@ -163,27 +160,14 @@ def send_once() -> None:
     ConnectionPool._is_socket_alive = is_socket_alive  # type: ignore[method-assign, assignment]
 
 
-def load_module(locustfile: str) -> ModuleType:
-    """A dotted module, or a path that ends in .py (its folder importable, as under Locust)."""
-    if not locustfile.endswith(".py"):
-        return importlib.import_module(locustfile)
-    path = Path(locustfile).resolve()
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"locustfile_{path.stem}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def find_user_class(locustfile: str) -> type[FastHttpUser]:
-    found = {
-        item.__name__: item
-        for item in vars(load_module(locustfile)).values()
-        if isinstance(item, type) and issubclass(item, locust.User) and not item.abstract
-    }
+    """Of a dotted module, or of a path that ends in .py."""
+    if locustfile.endswith(".py"):
+        path = str(Path(locustfile).resolve())
+    else:
+        module = importlib.util.find_spec(locustfile)
+        path = module.origin if module and module.origin else sys.exit(f"{locustfile}: no such module")
+    found, _ = load_locustfile(path)
     fast = [item for item in found.values() if issubclass(item, FastHttpUser)]
     if len(fast) != 1 or len(found) != 1:
         sys.exit(f"{locustfile}: one user class is needed, a FastHttpUser; found: {', '.join(found) or 'none'}")
@@ -259,7 +243,6 @@ def report_progress(protocol: TextIO, recorder: Recorder, start_s: float, window
             "throughput_rps": len(latencies_ms),
             "num_failed": recorder.num_failed,
             "latency_p99_ms": float(np.percentile(latencies_ms, 99)) if latencies_ms else None,
-            "num_clients": len(recorder.first_sent),
         }
         print(json.dumps(progress), file=protocol, flush=True)
 

@@ -11,7 +11,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,6 @@ class Live:
     throughput_rps: float  # over the last second
     num_failed: int  # so far
     latency_p99_ms: float | None  # of the last second, the worst process
-    num_clients: int
 
 
 class Measurement(NamedTuple):
@@ -48,6 +47,48 @@ class Measurement(NamedTuple):
     duration_s: float  # length of the measurement window
     facts: dict[str, Any]  # results.CLIENT_KEYS
     whole_run: dict[str, Any] | None = None  # results.WHOLE_RUN_KEYS; None for a client whose window is its run
+
+
+def drive(
+    module: str,
+    specs: Sequence[Mapping[str, Any]],
+    env: Mapping[str, str],
+    log: Path,
+    on_progress: Callable[[Live], None],
+    *,
+    startup_s: float,
+    lead_s: float,
+    limit_s: float,
+    if_late: str = "",
+) -> list[dict[str, Any]]:
+    """The facts of one process for each spec, in their order. They start `lead_s` after all of them are ready.
+
+    Raises TrialError when one fails or needs longer than `startup_s`, or `limit_s` from the start to its end.
+    """
+    with Processes(module, len(specs), env, log) as processes:
+        for index, spec in enumerate(specs):
+            processes.send(index, spec)
+        processes.wait_for("ready", time.monotonic() + startup_s)
+        start_s = time.monotonic() + lead_s
+        for index in range(len(specs)):
+            processes.send(index, {"start_s": start_s})
+        deadline_s = start_s + limit_s
+        facts = processes.wait_for("facts", deadline_s, on_progress, if_late)
+        processes.wait_for_end(deadline_s)
+    return facts
+
+
+def health(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Those of `results.CLIENT_KEYS` that say how the processes themselves fared: the worst counts."""
+    cpu_ratios = [fact["cpu_ratio"] for fact in facts]
+    return {
+        "num_processes": len(facts),
+        "cpu_ratio": max(cpu_ratios),
+        "cpu_ratios": cpu_ratios,
+        "lag_p50_ms": max_or_none(fact["lag_p50_ms"] for fact in facts),
+        "lag_p99_ms": max_or_none(fact["lag_p99_ms"] for fact in facts),
+        "latency_resolution_ms": 0.0,  # raw clock readings, no histogram
+    }
 
 
 class Processes:
@@ -86,7 +127,7 @@ class Processes:
                 process.stdin.close()
         self.selector.close()
 
-    def send(self, index: int, message: dict[str, Any]) -> None:
+    def send(self, index: int, message: Mapping[str, Any]) -> None:
         stdin = self.processes[index].stdin
         assert stdin
         try:
@@ -96,7 +137,7 @@ class Processes:
             self._fail(index, "before it could be told what to do")
 
     def wait_for(
-        self, kind: str, deadline_s: float, on_progress: Callable[[Live], None] | None = None
+        self, kind: str, deadline_s: float, on_progress: Callable[[Live], None] | None = None, if_late: str = ""
     ) -> list[dict[str, Any]]:
         """One message of this kind from each process, in their order."""
         answers: dict[int, dict[str, Any]] = {}
@@ -105,7 +146,8 @@ class Processes:
             events = self.selector.select(max(0.0, deadline_s - time.monotonic()))
             if not events:
                 missing = [index for index in range(self.num_processes) if index not in answers]
-                raise TrialError(f"load client process {missing} did not come to '{kind}' in time; {self._tail()}")
+                late = f"load client process {missing} did not come to '{kind}' in time{if_late}"
+                raise TrialError(f"{late}; {self._tail()}")
             for key, _ in events:
                 data = os.read(key.fd, 65536)
                 if not data:
@@ -144,7 +186,6 @@ def _live(progress: list[dict[str, Any]]) -> Live:
         throughput_rps=sum(part["throughput_rps"] for part in progress),
         num_failed=sum(part["num_failed"] for part in progress),
         latency_p99_ms=max_or_none(part["latency_p99_ms"] for part in progress),
-        num_clients=sum(part["num_clients"] for part in progress),
     )
 
 

@@ -10,9 +10,9 @@ latencies count from the actual send. A server that does not report usage: its t
 
 import json
 import math
-import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator import results
-from orchestrator.clients.processes import Level, Live, Measurement, Processes, max_or_none
+from orchestrator.clients.processes import Level, Live, Measurement, drive, health
 from orchestrator.errors import TrialError
 
 WORKER = "orchestrator.clients.vllm_bench_worker"
@@ -33,17 +33,17 @@ MIN_PROMPTS = 1200  # a p99 needs 1,000 requests in the window
 MIN_PROMPTS_PER_CLIENT = 10
 MAX_ERROR_CHARS = 200
 
-_CONNECTION_CLOSED = {"ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ConnectionResetError"}
-_CONNECTION_REFUSED = {"ClientConnectorError", "ConnectionRefusedError"}
-_TIMEOUT = {"TimeoutError", "ServerTimeoutError", "SocketTimeoutError", "ConnectionTimeoutError"}
-_CODES = (
-    dict.fromkeys(_CONNECTION_CLOSED, "connection_closed")
-    | dict.fromkeys(_CONNECTION_REFUSED, "connection_refused")
-    | dict.fromkeys(_TIMEOUT, "timeout")
-)
+_CODES = {
+    **dict.fromkeys(
+        ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ConnectionResetError"), "connection_closed"
+    ),
+    **dict.fromkeys(("ClientConnectorError", "ConnectionRefusedError"), "connection_refused"),
+    **dict.fromkeys(("TimeoutError", "ServerTimeoutError", "SocketTimeoutError", "ConnectionTimeoutError"), "timeout"),
+}
 _STATUS_CODES = {status.phrase: f"http_{status.value}" for status in HTTPStatus}
 
 
+@dataclass
 class VllmBenchClient:
     """Closed loop, or open with `request_rate_rps`. `env` is all of the processes' environment.
 
@@ -51,10 +51,9 @@ class VllmBenchClient:
     1,200 and 10 a client, in all), request_rate_rps (of all processes; None = closed loop), temperature, timeout_s.
     """
 
-    def __init__(self, options: Mapping[str, Any], num_replicas: int, env: Mapping[str, str]) -> None:
-        self.options = dict(options)
-        self.num_replicas = num_replicas
-        self.env = dict(env)
+    options: Mapping[str, Any]
+    num_replicas: int
+    env: Mapping[str, str]
 
     def run(
         self, urls: Sequence[str], level: Level, directory: Path, on_progress: Callable[[Live], None]
@@ -62,68 +61,56 @@ class VllmBenchClient:
         """Drive one level; writes `client.log`, `raw/` and `samples.parquet`. Each process loads one of the addresses.
 
         The load is counted in requests, so of `level` only the number of clients counts, not its times.
-        Raises TrialError when the processes fail, are fewer than the addresses or do not end within `timeout_s`, and
-        when there are too few prompts for a window.
+        Raises TrialError when the processes fail or do not end within `timeout_s`, and when no time was left in which
+        all clients were busy.
         """
         options, closed_loop = self.options, self.options["request_rate_rps"] is None
         num_processes = min(max(self.num_replicas, len(urls)), level.concurrency)
-        if num_processes < len(urls):
-            raise TrialError(f"{len(urls)} addresses need as many clients, found concurrency {level.concurrency}")
+        assert num_processes >= len(urls), "config.parse refuses fewer clients than addresses"
         num_prompts = self._num_prompts(level.concurrency)
-        too_few = (
-            f"{num_prompts} requests from {level.concurrency} clients leave no time in which all are busy; raise "
-            f"num_prompts (of each of {self.num_replicas} replicas), {MIN_PROMPTS_PER_CLIENT} a client is usual"
-        )
-        if num_prompts <= level.concurrency:
-            raise TrialError(too_few)
         num_clients, shares = split(level.concurrency, num_processes), split(num_prompts, num_processes)
         (directory / "raw").mkdir(exist_ok=True)
         paths = [directory / "raw" / f"bench.{index}.json" for index in range(num_processes)]
-
-        with Processes(WORKER, num_processes, self.env, directory / "client.log") as processes:
-            for index, path in enumerate(paths):
-                spec = {
-                    **options,
-                    "index": index,
-                    "url": urls[index % len(urls)].rstrip("/"),
-                    "concurrency": num_clients[index],
-                    "num_prompts": shares[index],
-                    "request_rate_rps": None
-                    if closed_loop
-                    else options["request_rate_rps"] * shares[index] / num_prompts,
-                    # The same prompts in every arm, and others at each level and repeat: the service may remember them.
-                    "seed": zlib.crc32(f"{directory.name}/{index}".encode()),
-                    "result": str(path),
-                }
-                processes.send(index, spec)
-            processes.wait_for("ready", time.monotonic() + STARTUP_S)
-
-            start_s = time.monotonic() + LEAD_S
-            for index in range(num_processes):
-                processes.send(index, {"start_s": start_s})
-            deadline_s = start_s + options["timeout_s"] + MARGIN_S
-            try:
-                facts = processes.wait_for("facts", deadline_s, on_progress)
-            except TrialError as error:
-                if time.monotonic() < deadline_s:
-                    raise
-                raise TrialError(
-                    f"{num_prompts} requests did not end within timeout_s={options['timeout_s']:g} (raise it, or "
-                    f"see why the service is slow): {error}"
-                ) from None
-            processes.wait_for_end(deadline_s)
+        specs = [
+            {
+                **options,
+                "index": index,
+                "url": urls[index % len(urls)].rstrip("/"),
+                "concurrency": num_clients[index],
+                "num_prompts": shares[index],
+                "request_rate_rps": None if closed_loop else options["request_rate_rps"] * shares[index] / num_prompts,
+                # The same prompts in every arm, and others at each level and repeat: the service may remember them.
+                "seed": zlib.crc32(f"{directory.name}/{index}".encode()),
+                "result": str(path),
+            }
+            for index, path in enumerate(paths)
+        ]
+        facts = drive(
+            WORKER,
+            specs,
+            self.env,
+            directory / "client.log",
+            on_progress,
+            startup_s=STARTUP_S,
+            lead_s=LEAD_S,
+            limit_s=options["timeout_s"] + MARGIN_S,
+            if_late=f": {num_prompts} requests did not end within timeout_s={options['timeout_s']:g} (raise it, or see "
+            "why the service is slow)",
+        )
 
         benches = [json.loads(path.read_text()) for path in paths]
         sent = [np.sort(bench["start_times"]) for bench in benches]
         window_start_s, window_end_s = steady_window(sent, num_clients, closed_loop)
         duration_s = window_end_s - window_start_s
         if duration_s <= 0:
-            raise TrialError(too_few)
+            raise TrialError(
+                f"{num_prompts} requests from {level.concurrency} clients leave no time in which all are busy; raise "
+                f"num_prompts (of each of {self.num_replicas} replicas), {MIN_PROMPTS_PER_CLIENT} a client is usual"
+            )
         rows = [row for index, bench in enumerate(benches) for row in sample_rows(bench, index, options)]
         for row in rows:
             row["sent_at_s"] -= window_start_s
-        rows.sort(key=lambda row: row["sent_at_s"])
-        samples = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA)
+        samples = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA).sort_by("sent_at_s")
         results.write_samples(directory / "samples.parquet", samples)
 
         began_s = min(fact["began_s"] for fact in facts)
@@ -132,25 +119,19 @@ class VllmBenchClient:
             **results.whole_run(samples, ended_s - began_s),
             "client": printed(benches[0]) if num_processes == 1 else None,
         }
-        cpu_ratios = [fact["cpu_ratio"] for fact in facts]
-        summed = {
+        client = {
+            **health(facts),
             "window_s": duration_s,
             "all_clients_started_at_s": 0.0 if closed_loop else None,
             "offered_rps": options["request_rate_rps"],
             "sent_rps": None if closed_loop else (sum(map(len, sent)) - 1) / duration_s,
             "in_flight_mean": in_flight_mean(benches, window_start_s, window_end_s),
-            "num_processes": num_processes,
-            "cpu_ratio": max(cpu_ratios),
-            "cpu_ratios": cpu_ratios,
-            "lag_p50_ms": max_or_none(fact["lag_p50_ms"] for fact in facts),
-            "lag_p99_ms": max_or_none(fact["lag_p99_ms"] for fact in facts),
-            "latency_resolution_ms": 0.0,  # raw clock readings
             "num_requests": len(rows),
             "num_unfinished": 0,  # the client waits for every reply
             "num_task_errors": 0,  # and has no task that could raise
             "versions": facts[0]["versions"],
         }
-        return Measurement(duration_s, summed, whole_run)
+        return Measurement(duration_s, client, whole_run)
 
     def _num_prompts(self, concurrency: int) -> int:
         if self.options["num_prompts"] is None:

@@ -72,10 +72,8 @@ class Observer:
 
     async def request(self, *args: Any, **kwargs: Any) -> Any:
         output = await self._request(*args, **kwargs)
-        if output.success:
-            self.num_successful += 1
-        else:
-            self.num_failed += 1
+        self.num_successful += output.success
+        self.num_failed += not output.success
         self.occupied.append((output.start_time, time.monotonic()))
         return output
 
@@ -116,7 +114,6 @@ class Observer:
                     "throughput_rps": (self.num_successful - num_reported) / (now - tick + 1.0),
                     "num_failed": self.num_failed,
                     "latency_p99_ms": None,
-                    "num_clients": self.spec["concurrency"],
                 }
                 self.tell(progress)
                 tick, num_reported = now + 1.0, self.num_successful
