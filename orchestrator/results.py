@@ -345,9 +345,8 @@ def completed_at_s(samples: pa.Table) -> np.ndarray:
     return np.where(_unfinished(samples), np.inf, start_s + latency_ms / 1000)
 
 
-def _succeeded(samples: pa.Table, completed: np.ndarray, duration_s: float) -> np.ndarray:
-    """Mask of the successes that completed in the window."""
-    return (completed >= 0) & (completed < duration_s) & samples["ok"].to_numpy()
+def _in_window(completed: np.ndarray, duration_s: float) -> np.ndarray:
+    return (completed >= 0) & (completed < duration_s)
 
 
 _PERCENTILES = {
@@ -377,9 +376,9 @@ def compute_metrics(
     if unknown := set(slo) - set(slos):
         raise ValueError(f"unknown SLO {sorted(unknown)}; available: {', '.join(slos)}")
     completed = completed_at_s(samples)
-    succeeded = _succeeded(samples, completed, duration_s)
+    in_window = _in_window(completed, duration_s)
+    succeeded = in_window & samples["ok"].to_numpy()
     num_successful = int(succeeded.sum())
-    in_window = (completed >= 0) & (completed < duration_s)
     never_finished = _unfinished(samples) & (samples["sent_at_s"].to_numpy() < duration_s)
     num_failed = int((in_window | never_finished).sum()) - num_successful
     total = num_successful + num_failed
@@ -445,8 +444,8 @@ _BUNCHED_TPOT_MS, _MAX_BUNCHED_RATIO = 0.05, 0.1  # nothing generates a token in
 
 def tokens_are_bunched(samples: pa.Table, duration_s: float) -> bool:
     """Whether more than a tenth of the streamed replies brought their tokens all at once: no stream, in fact."""
-    tpot_ms = samples["tpot_ms"].to_numpy()[_succeeded(samples, completed_at_s(samples), duration_s)]
-    tpot_ms = tpot_ms[~np.isnan(tpot_ms)]
+    inside = _in_window(completed_at_s(samples), duration_s) & samples["ok"].to_numpy()
+    tpot_ms = samples["tpot_ms"].filter(pa.array(inside)).drop_null().to_numpy()
     return bool(len(tpot_ms)) and float((tpot_ms < _BUNCHED_TPOT_MS).mean()) > _MAX_BUNCHED_RATIO
 
 
@@ -479,7 +478,7 @@ def drift(samples: pa.Table, duration_s: float) -> Drift | None:
     widens as requests get fewer.
     """
     completed = completed_at_s(samples)
-    completed = completed[_succeeded(samples, completed, duration_s)]
+    completed = completed[_in_window(completed, duration_s) & samples["ok"].to_numpy()]
     if not len(completed):
         return None
     counts, _ = np.histogram(completed, _NUM_SLICES, (0.0, duration_s))
