@@ -215,8 +215,8 @@ def _check_application(application: Mapping[str, Any]) -> None:
 
 
 def _check_number(key: str, value: Any, *, whole: bool = False, above_0: bool = False) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-    if not fits or (above_0 and value == 0) or (whole and value != int(value)):
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not fits or not 0 <= value < float("inf") or (above_0 and value == 0):
         what = f"{'whole ' if whole else ''}number {'above 0' if above_0 else 'and not negative'}"
         raise ConfigError(f"{key} must be a {what}, found {value!r}")
 
@@ -226,11 +226,7 @@ def _concurrency(value: Any) -> list[int]:
     if not levels:
         raise ConfigError("sweep.concurrency is empty: give at least one level, e.g. sweep.concurrency='[1,8]'")
     for level in levels:
-        if not isinstance(level, int) or isinstance(level, bool) or level < 1:
-            raise ConfigError(
-                f"sweep.concurrency must be positive whole numbers, found {level!r} in {value!r}; "
-                "e.g. sweep.concurrency='[1,8]'"
-            )
+        _check_number("sweep.concurrency", level, whole=True, above_0=True)
     if len(set(levels)) != len(levels):
         raise ConfigError(f"sweep.concurrency names a level twice: {levels}; repeats are sweep.repeats")
     return levels

@@ -45,7 +45,7 @@ def refused(outputs: Path, *arguments: str) -> str:
         (["profile=optimised"], "optimized"),  # among the available options
         (["workload.payload_byte=3"], "payload_byte"),
         (["sweep.concurency=3"], "concurency"),
-        (["sweep.concurrency=-1"], "positive whole numbers"),
+        (["sweep.concurrency=-1"], "whole number above 0"),
         (["sweep.concurrency=[]"], "empty"),
         (
             ["profile=haproxy", "profile.env.RAY_SERVE_ENABLE_HA_PROXY=1"],
