@@ -98,8 +98,15 @@ def reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str,
     }
 
 
+def protocol_channel() -> TextIO:
+    """In a child: standard output for our lines alone; whatever else is printed goes to the log, which is stderr."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return channel
+
+
 def say(channel: TextIO, **message: Any) -> None:
-    """One line of JSON from a driver to the orchestrator."""
+    """One line of JSON from a child to its parent."""
     channel.write(json.dumps(message) + "\n")
     channel.flush()
 

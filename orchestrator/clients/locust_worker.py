@@ -42,6 +42,7 @@ from locust.exception import CatchResponseError
 from locust.util.load_locustfile import load_locustfile
 
 from orchestrator.clients.locust import TOKEN_VARIABLE
+from orchestrator.process import protocol_channel, say
 from orchestrator.results import SAMPLES_SCHEMA, UNFINISHED
 
 MAX_ERROR_CHARS = 200
@@ -237,14 +238,14 @@ def report_progress(protocol: TextIO, recorder: Recorder, start_s: float, window
         sleep_until(tick)
         latencies_ms = [row[1] for row in recorder.rows[num_reported:] if row[2] is None]
         num_reported = len(recorder.rows)
-        progress = {
-            "type": "progress",
-            "elapsed_s": tick - window_start_s,
-            "throughput_rps": len(latencies_ms),
-            "num_failed": recorder.num_failed,
-            "latency_p99_ms": float(np.percentile(latencies_ms, 99)) if latencies_ms else None,
-        }
-        print(json.dumps(progress), file=protocol, flush=True)
+        say(
+            protocol,
+            type="progress",
+            elapsed_s=tick - window_start_s,
+            throughput_rps=len(latencies_ms),
+            num_failed=recorder.num_failed,
+            latency_p99_ms=float(np.percentile(latencies_ms, 99)) if latencies_ms else None,
+        )
 
 
 def drive(
@@ -336,8 +337,7 @@ class FirstRecords(logging.Filter):
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    protocol = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # a print in the locustfile must not be taken for one of our lines
+    protocol = protocol_channel()
     spec = json.loads(sys.stdin.readline() or sys.exit(1))
 
     handler = logging.StreamHandler()
@@ -353,14 +353,14 @@ def main() -> None:
     recorder.install(environment)
     gc.collect()
     gc.freeze()
-    print(json.dumps({"type": "ready"}), file=protocol, flush=True)
+    say(protocol, type="ready")
 
     start_s = json.loads(sys.stdin.readline() or sys.exit(1))["start_s"]
     _start_thread(exit_with_parent, ())
     facts = drive(environment, recorder, spec, start_s, protocol)
     window_start_s = start_s + spec["level"]["ramp_up_s"] + spec["level"]["warmup_s"]
     write_shard(spec["shard"], recorder, window_start_s, spec["index"])
-    print(json.dumps({"type": "facts", **facts}), file=protocol, flush=True)
+    say(protocol, type="facts", **facts)
 
     assert environment.runner
     with gevent.Timeout(TEARDOWN_S, False):

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from orchestrator.process import protocol_channel, say
 from workloads.llm import tiny
 
 BACKEND = "openai"
@@ -53,15 +54,12 @@ class Observer:
         """So that nobody mistakes one table for another: those of the warm-up and of each process share a log."""
         print(f"[client_process={self.spec['index']} {self.phase}]", *values, flush=True)
 
-    def tell(self, message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=self.protocol, flush=True)
-
     async def benchmark(self, *, input_requests: list[Any], request_rate: float, **settings: Any) -> dict[str, Any]:
         num_warmups = self.spec["concurrency"]
         self.phase = "WARM-UP"
         warm_up = {**settings, "input_requests": input_requests[:num_warmups], "disable_tqdm": True}
         await self._benchmark(request_rate=math.inf, **warm_up)
-        self.tell({"type": "ready"})
+        say(self.protocol, type="ready")
         self.start_s = (await asyncio.to_thread(self.messages.get))["start_s"]
         self.phase = "measured"
         measured = {**settings, "input_requests": input_requests[num_warmups:]}
@@ -108,14 +106,14 @@ class Observer:
             now = time.monotonic()
             self.lags_ms.append((now - slept_s - LAG_INTERVAL_S) * 1000)
             if now >= tick:
-                progress = {
-                    "type": "progress",
-                    "elapsed_s": now - self.began_s,
-                    "throughput_rps": (self.num_successful - num_reported) / (now - tick + 1.0),
-                    "num_failed": self.num_failed,
-                    "latency_p99_ms": None,
-                }
-                self.tell(progress)
+                say(
+                    self.protocol,
+                    type="progress",
+                    elapsed_s=now - self.began_s,
+                    throughput_rps=(self.num_successful - num_reported) / (now - tick + 1.0),
+                    num_failed=self.num_failed,
+                    latency_p99_ms=None,
+                )
                 tick, num_reported = now + 1.0, self.num_successful
 
 
@@ -157,8 +155,7 @@ def listen(messages: "queue.SimpleQueue[Any]") -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    protocol = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what vLLM prints must not be taken for one of our lines
+    protocol = protocol_channel()
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(messages,), daemon=True).start()
     spec = messages.get()
@@ -176,7 +173,7 @@ def main() -> None:
     observer = Observer(serve, spec, messages, protocol)
     serve.main(parser.parse_args(arguments(spec, tokenizer)))
     versions = {"vllm": vllm.__version__, "aiohttp": serve.aiohttp.__version__}
-    observer.tell({"type": "facts", **observer.facts, "versions": versions})
+    say(protocol, type="facts", **observer.facts, versions=versions)
     sys.stdout.flush()
     os._exit(0)  # a thread of vLLM's must not hold up the next trial
 

@@ -10,31 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Our name, which is the engine argument's where there is one: where vLLM 0.29 keeps it.
+# Where vLLM 0.29 keeps what, under the names of the engine's arguments but for those in `_NAMES`.
 _PLACES = {
-    "model": ("model_config", "model"),
-    "dtype": ("model_config", "dtype"),
-    "max_model_len": ("model_config", "max_model_len"),
-    "seed": ("model_config", "seed"),
-    "quantization": ("model_config", "quantization"),
-    "enforce_eager": ("model_config", "enforce_eager"),
-    "tensor_parallel_size": ("parallel_config", "tensor_parallel_size"),
-    "pipeline_parallel_size": ("parallel_config", "pipeline_parallel_size"),
-    "data_parallel_size": ("parallel_config", "data_parallel_size"),
-    "distributed_executor_backend": ("parallel_config", "distributed_executor_backend"),
-    "gpu_memory_utilization": ("cache_config", "gpu_memory_utilization"),
-    "block_size": ("cache_config", "block_size"),
-    "kv_cache_dtype": ("cache_config", "cache_dtype"),
-    "enable_prefix_caching": ("cache_config", "enable_prefix_caching"),
-    "max_num_seqs": ("scheduler_config", "max_num_seqs"),
-    "max_num_batched_tokens": ("scheduler_config", "max_num_batched_tokens"),
-    "enable_chunked_prefill": ("scheduler_config", "enable_chunked_prefill"),
-    "async_scheduling": ("scheduler_config", "async_scheduling"),
-    "load_format": ("load_config", "load_format"),
-    "compilation_mode": ("compilation_config", "mode"),
-    "cudagraph_mode": ("compilation_config", "cudagraph_mode"),
-    "speculative_method": ("speculative_config", "method"),
+    "model_config": ("model", "dtype", "max_model_len", "seed", "quantization", "enforce_eager"),
+    "parallel_config": (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+        "distributed_executor_backend",
+    ),
+    "cache_config": ("gpu_memory_utilization", "block_size", "cache_dtype", "enable_prefix_caching"),
+    "scheduler_config": ("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "async_scheduling"),
+    "load_config": ("load_format",),
+    "compilation_config": ("mode", "cudagraph_mode"),
+    "speculative_config": ("method",),
 }
+_NAMES = {"cache_dtype": "kv_cache_dtype", "mode": "compilation_mode", "method": "speculative_method"}
 _VLLM_CHOOSES = (None, "auto", -1)
 _DTYPE_ALIASES = {"half": "float16", "float": "float32"}
 
@@ -42,12 +33,14 @@ _DTYPE_ALIASES = {"half": "float16", "float": "float32"}
 def engine_settings(vllm_config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what an engine does, by name; what this vLLM does not tell is left out."""
     found: dict[str, Any] = {}
-    for name, (section, key) in _PLACES.items():
+    for section, keys in _PLACES.items():
         settings = vllm_config.get(section, {})
-        if settings is None:  # a feature that is off
-            found[name] = None
-        elif key in settings:
-            found[name] = _comparable(name, settings[key])
+        for key in keys:
+            name = _NAMES.get(key, key)
+            if settings is None:  # a feature that is off
+                found[name] = None
+            elif key in settings:
+                found[name] = _comparable(name, settings[key])
     return found
 
 

@@ -35,7 +35,7 @@ import psutil
 
 from orchestrator import provenance
 from orchestrator.clusters.engine import declared_differences, engine_settings
-from orchestrator.process import die_with_parent, end_members, listener, process_id, reportable, say
+from orchestrator.process import die_with_parent, end_members, listener, process_id, protocol_channel, reportable, say
 from workloads.llm import tiny
 
 _ENGINE_TITLE = "VLLM::EngineCore"
@@ -56,8 +56,7 @@ class _Server:
 
 
 def main() -> NoReturn:
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what is printed goes to the log, not into the protocol
+    channel = protocol_channel()
     spec = json.loads(sys.stdin.readline())
     directory = Path(spec["directory"])
     parent = os.getppid()
