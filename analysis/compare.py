@@ -269,7 +269,7 @@ def compare_pairs(
                 primary=primary,
                 cells=tuple(cells),
                 differences=tuple(unlike),
-                warnings=(*warnings, *_bunched(pair), *_shortfalls(pair, primary, margin)),
+                warnings=(*warnings, *_bunched(pair), *_distant(pair), *_shortfalls(pair, primary, margin)),
                 summary=_summary(pair, cells, primary, margin),
                 workload=str(pair.candidates[0].points.workload.iloc[0]),
             )
@@ -399,6 +399,23 @@ def _bunched(pair: Pair) -> list[str]:
                 "came in one piece, so TPOT says little there"
             )
     return told
+
+
+def _distant(pair: Pair) -> list[str]:
+    """Where the way to the service takes longer than what the arms differ by, that is most of what was measured."""
+    away_ms: list[float | None] = []
+    medians_ms = []
+    for arms in (pair.baselines, pair.candidates):
+        rows = [(arm.run, row) for arm in arms for row in load.records(arm.complete) if row["level"] == pair.level]
+        away_ms += [load.trial(run, row).get("round_trip_ms") for run, row in rows]
+        medians_ms.append(pd.Series([row["latency_p50_ms"] for _, row in rows], dtype=float).median())
+    way_ms, differ_ms = pd.Series(away_ms, dtype=float).median(), abs(medians_ms[0] - medians_ms[1])
+    if not way_ms > differ_ms:  # or one is not known
+        return []
+    return [
+        f"the way to the service and back takes {way_ms:.3g} ms, more than the {differ_ms:.3g} ms by which "
+        f"the median latencies at {level_text(pair.level)} differ: ratios are diluted by it; drive the load from nearer"
+    ]
 
 
 def _shortfalls(pair: Pair, primary: Cell | None, margin: float) -> list[str]:

@@ -153,6 +153,16 @@ def test_one_deployment_an_arm_is_no_replicate(run_of: MakeRun) -> None:
     assert "one deployment an arm" in primary.reason
 
 
+def test_a_way_longer_than_the_effect_is_told(run_of: MakeRun) -> None:
+    """The arms' medians are 50 and 33 ms: 10 ms on the way are nothing to say, 20 ms are."""
+    for way_ms, told in ((10.0, False), (20.0, True)):
+        run = run_of(f"run-{way_ms:g}", TWO, repeats=3)
+        for path in run.paths.root.glob("*/trials/*/trial.json"):
+            results.write_json(path, results.read_json(path) | {"round_trip_ms": way_ms})
+        warnings = only(load.load_run(run.paths.root)).warnings
+        assert any("the way to the service and back takes 20 ms" in each for each in warnings) == told, warnings
+
+
 def test_a_run_in_progress_has_no_verdict_and_is_no_look(run_of: MakeRun) -> None:
     missing = [(arm, 16, repeat) for arm in TWO for repeat in (2, 3, 4)]
     run = run_of("run", TWO, repeats=5, missing=missing, status="running")
