@@ -43,6 +43,7 @@ from orchestrator.process import uninterrupted
 _APPLICATIONS = "/api/serve/applications/"
 _POLL_S = 1.0
 _DELETE_TIMEOUT_S = 300.0
+_ANSWER_TIMEOUT_S = 60.0
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
@@ -62,14 +63,15 @@ class Existing:
         """Import the client's file, and see that the flags of the profile hold there. Raises ConfigError."""
         check_client_imports(config)
         try:
-            environments = _environments(_dashboard(config), config.cluster.url, config.cluster.startup_timeout_s)
+            told = _look(_dashboard(config), config.cluster.url, config.cluster.startup_timeout_s)
         except ServiceError as error:
             raise ConfigError(f"cluster.dashboard_url={config.cluster.dashboard_url}: {error}") from error
+        environments = [actor["env"] for actor in told["actors"]]
         wanted = {name: value for name, value in service_env(config).items() if name.startswith(("RAY_", "VLLM_"))}
         # Any other flag of Serve that is set there would be measured under this profile's name.
         there = {name for env in environments for name in env if name.startswith("RAY_SERVE_")}
         wrong = []
-        for name in sorted(there | wanted.keys()):
+        for name in sorted((there - set(told["isolation_env"])) | wanted.keys()):
             found = {env.get(name) for env in environments}
             if found != {wanted.get(name)}:
                 values = " and ".join("unset" if value is None else repr(value) for value in sorted(found, key=str))
@@ -263,18 +265,19 @@ def _remove(dashboard: _Dashboard, names: Sequence[str]) -> None:
 
 
 @functools.cache  # once for all arms of a run
-def _environments(dashboard: _Dashboard, url: str | None, timeout_s: float) -> list[dict[str, str]]:
-    """RAY_* and VLLM_* variables of controller, proxies and one replica, told by a probe that is put there for it."""
+def _look(dashboard: _Dashboard, url: str | None, timeout_s: float) -> dict[str, Any]:
+    """What controller, proxies and one replica run with, told by a probe that is put there for this alone."""
     name = f"so-look-{secrets.token_hex(4)}"
     runtime_env = {"working_dir": _upload(dashboard)}
     probe = Probe.rendered(name, f"/{name}") | {"runtime_env": runtime_env}
-    timeout = Timeout(timeout_s)
     with _deployed(dashboard, [probe]):
-        dashboard.wait_running([name], timeout, lambda text: None)
+        dashboard.wait_running([name], Timeout(timeout_s), lambda text: None)
         serve = dashboard.serve(url)
         query = urlencode({"application": name, "declared": "{}", "environment": "{}"})
-        told = json.loads(serve.wait_for(f"/{name}/effective?{query}", timeout, lambda text: None))
-    return [actor["env"] for actor in told["actors"]]
+        # It runs: where it does not answer soon, `url` is wrong.
+        timeout = Timeout(min(timeout_s, _ANSWER_TIMEOUT_S))
+        told: dict[str, Any] = json.loads(serve.wait_for(f"/{name}/effective?{query}", timeout, lambda text: None))
+    return told
 
 
 def render_applications(config: Config, name: ServiceName, working_dir: str) -> list[dict[str, Any]]:

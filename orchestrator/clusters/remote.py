@@ -94,7 +94,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class Timeout:
-    """How long a service may take until it is ready (`cluster.startup_timeout_s`)."""
+    """How long a service may take until it is ready: `cluster.startup_timeout_s`, or less."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s

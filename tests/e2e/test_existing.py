@@ -50,7 +50,6 @@ if __name__ == "__main__":
 class Cluster:
     dashboard: Address
     serve: Address
-    flags: dict[str, str]
 
     def names(self) -> set[str]:
         return set(json.loads(self.dashboard.request("/api/serve/applications/"))["applications"])
@@ -117,7 +116,7 @@ def cluster(flags: dict[str, str]) -> Iterator[Cluster]:
         subprocess.run(script, env=env, check=True, capture_output=True, timeout=300)
         serve = Address(f"http://127.0.0.1:{http}")
         until(lambda: serve.request("/declared"))
-        yield Cluster(address, serve, {**flags, **(ports if flags else {})})
+        yield Cluster(address, serve)
     finally:
         assert end_members(directory) == []
         shutil.rmtree(directory)
@@ -137,9 +136,7 @@ def until(act: Any, trouble: type[Exception] = OSError) -> None:
 
 def arguments(there: Cluster, outputs: Path, *overrides: str) -> list[str]:
     command = [sys.executable, "-m", "orchestrator", "cluster=existing", "cluster.token_env=THEIR_TOKEN"]
-    command += [f"cluster.dashboard_url={there.dashboard.url}", f"outputs={outputs}", "sweep=quick", *overrides]
-    settings = {name: value for name, value in there.flags.items() if name not in FLAGS}
-    return [*command, *(f'++cluster.env.{name}="{value}"' for name, value in settings.items())]
+    return [*command, f"cluster.dashboard_url={there.dashboard.url}", f"outputs={outputs}", "sweep=quick", *overrides]
 
 
 def environment() -> dict[str, str]:
@@ -227,7 +224,7 @@ def test_started_with_the_flags(tmp_path: Path) -> None:
 
 def test_nobody_there(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    done = orchestrate(Cluster(Address(f"http://127.0.0.1:{port}"), Address(""), {}), tmp_path / "outputs")
+    done = orchestrate(Cluster(Address(f"http://127.0.0.1:{port}"), Address("")), tmp_path / "outputs")
     assert done.returncode == 2
     assert f"http://127.0.0.1:{port}" in done.stderr
     assert "refused" in done.stderr
