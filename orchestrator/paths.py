@@ -75,10 +75,6 @@ class RunPaths:
         return self.root / "summary.parquet"
 
     @property
-    def summary_csv(self) -> Path:
-        return self.root / "summary.csv"
-
-    @property
     def comparison_csv(self) -> Path:
         return self.root / "comparison.csv"
 

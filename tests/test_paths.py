@@ -74,7 +74,6 @@ def test_layout(tmp_path: Path) -> None:
     relative = {
         run.run_json: "run.json",
         run.summary_parquet: "summary.parquet",
-        run.summary_csv: "summary.csv",
         run.comparison_csv: "comparison.csv",
         run.report_html: "report.html",
         run.plots_dir: "plots",
