@@ -7,7 +7,7 @@ taking one `numpy.percentile` of each; for the list, reading each run.json and n
 """
 
 import argparse
-import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,17 +33,15 @@ def timed(work: Callable[[], object]) -> float:
 
 def crowd(paths: RunPaths, arm: str, speed: float, num_requests: int, rng: np.random.Generator) -> None:
     """Replace the requests of the arm's first trial by `num_requests`, with a record to match."""
-    trial_json, samples_parquet = paths.trial_json(arm, "c0016", 0), paths.samples(arm, "c0016", 0)
-    latency_ms = rng.lognormal(np.log(20 / speed), 0.3, num_requests)
-    columns = {field.name: pa.nulls(num_requests, field.type) for field in results.SAMPLES_SCHEMA}
-    columns |= {
-        "sent_at_s": pa.array(np.sort(rng.uniform(-0.5, DURATION_S - 0.1, num_requests))),
-        "latency_ms": pa.array(latency_ms),
-        "ok": pa.array(np.ones(num_requests, dtype=bool)),
-        "client_process": pa.array(np.zeros(num_requests, dtype=np.int16)),
+    columns = {field.name: pa.nulls(num_requests, field.type) for field in results.SAMPLES_SCHEMA} | {
+        "sent_at_s": np.sort(rng.uniform(-0.5, DURATION_S - 0.1, num_requests)),
+        "latency_ms": rng.lognormal(np.log(20 / speed), 0.3, num_requests),
+        "ok": np.ones(num_requests, dtype=bool),
+        "client_process": np.zeros(num_requests, dtype=np.int16),
     }
     table = pa.table(columns, schema=results.SAMPLES_SCHEMA)
-    results.write_samples(samples_parquet, table)
+    results.write_samples(paths.samples(arm, "c0016", 0), table)
+    trial_json = paths.trial_json(arm, "c0016", 0)
     record = results.read_json(trial_json)
     record["metrics"] = results.compute_metrics(table, DURATION_S, {"latency_p99_ms": 500})
     results.write_json(trial_json, record)
@@ -60,31 +58,29 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000_000)
     parser.add_argument("--runs", type=int, default=1000)
     options = parser.parse_args()
+    speeds = {"baseline": 20.0, "optimized": 30.0}
     with tempfile.TemporaryDirectory() as folder:
-        paths = make_run(Path(folder) / "big", {"baseline": 20.0, "optimized": 30.0}, levels=[16], repeats=1)
-        files = []
-        for arm, speed in (("baseline", 20.0), ("optimized", 30.0)):
+        paths = make_run(Path(folder) / "big", speeds, levels=[16], repeats=1)
+        for arm, speed in speeds.items():
             crowd(paths, arm, speed, options.requests, np.random.default_rng(0))
-            files.append(paths.samples(arm, "c0016", 0))
+        files = [paths.samples(arm, "c0016", 0) for arm in speeds]
         unit_s = min(timed(lambda: [percentile_of(path) for path in files]) for _ in range(3))
         tables = [results.read_samples(path) for path in files]
         metrics_s = timed(lambda: [results.compute_metrics(table, DURATION_S, {}) for table in tables])
         tables.clear()
-        run = load.load_run(paths.root)
-        compare_s = timed(lambda: compare.compare_run(run))
+        compare_s = timed(lambda: compare.compare_run(load.load_run(paths.root)))
         print(f"{options.requests:,} requests a side; unit: read both files and take one percentile of each")
         print(f"  metrics of both, once read      {metrics_s / unit_s:5.2f}x")
         print(f"  compare (read, check, judge)    {compare_s / unit_s:5.2f}x  ({compare_s:.1f} s)")
 
-        outputs = Path(folder) / "outputs"
-        small = make_run(outputs / "run-0", {"baseline": 20.0, "optimized": 30.0}, repeats=1)
-        for number in range(1, options.runs):
+        small, outputs = make_run(Path(folder) / "small", speeds, repeats=1), Path(folder) / "outputs"
+        for number in range(options.runs):
             copy = outputs / f"run-{number}"
-            copy.mkdir()
-            for name in ("run.json", "summary.parquet"):
-                (copy / name).write_bytes((small.root / name).read_bytes())
+            copy.mkdir(parents=True)
+            for path in (small.run_json, small.summary_parquet):
+                shutil.copy(path, copy)
         found = load.find_runs(outputs)
-        bare_s = timed(lambda: [json.loads((each / "run.json").read_text()) for each in found])
+        bare_s = timed(lambda: [results.read_json(each / "run.json") for each in found])
         list_s = timed(lambda: [load.overview(each) for each in found])
         print(f"{len(found):,} runs listed: {list_s / bare_s:.1f}x reading their run.json alone ({list_s:.1f} s)")
 

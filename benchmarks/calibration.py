@@ -12,8 +12,9 @@ window is larger than in practice: 2 % of throughput, 5 % of p99.
 """
 
 import argparse
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -126,11 +127,11 @@ class Report:
     def __init__(self) -> None:
         self.broken: list[str] = []
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        print(f"\n### {title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    def table(self, title: str, rows: Sequence[Mapping[str, str]]) -> None:
+        """Rows of the same headings."""
+        print(f"\n### {title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
         for row in rows:
-            print(f"| {' | '.join(row)} |")
-        sys.stdout.flush()
+            print(f"| {' | '.join(row.values())} |", flush=True)
 
     def at_most(self, rate: float, limit: float, what: str) -> str:
         if rate > limit:
@@ -153,88 +154,77 @@ def no_effect(report: Report, rng: np.random.Generator, simulations: int) -> Non
     for noise in NOISES:
         baseline, (candidate,) = simulate_arms(rng, simulations, max(LOOKS), noise, [1.0])
         for num_blocks in BLOCKS:
-            row = [f"{noise:.0%}", f"{num_blocks}"]
+            row = {"noise": f"{noise:.0%}", "blocks": f"{num_blocks}"}
             for metric in METRICS:
                 found = compare(baseline, candidate, metric, num_blocks)
                 what = f"no effect, noise {noise:.0%}, {num_blocks} blocks, {metric}"
-                row.append(report.at_most(found.false_claims(), MAX_FALSE, what))
-                row.append(report.at_most(1 - found.coverage(1.0), MAX_FALSE, f"{what}, interval excludes 1"))
+                row[f"{metric}: FASTER/SLOWER"] = report.at_most(found.false_claims(), MAX_FALSE, what)
+                outside = report.at_most(1 - found.coverage(1.0), MAX_FALSE, f"{what}, interval excludes 1")
+                row[f"{metric}: 1 outside"] = outside
             rows.append(row)
         for metric in METRICS:
-            look_rows.append(
-                [f"{noise:.0%}", metric, *looks(report, baseline, candidate, metric, f"noise {noise:.0%}")]
-            )
-    header = ["noise", "blocks"] + [
-        f"{metric}: {what}" for metric in METRICS for what in ("FASTER/SLOWER", "1 outside")
-    ]
-    report.table(f"True ratio 1: false claims ({simulations:,} comparisons a row, margin 5 %)", header, rows)
-    report.table(
-        f"True ratio 1: looks after {', '.join(map(str, LOOKS))} blocks, until settled",
-        ["noise", "metric", "false FASTER/SLOWER", "1 outside in any look", "the same with alpha, alpha/4, alpha/8"]
-        + [f"settled by look {look + 1}" for look in range(len(LOOKS))],
-        look_rows,
-    )
+            found_in = looks(report, baseline[metric], candidate[metric], metric, f"looks, noise {noise:.0%}, {metric}")
+            look_rows.append({"noise": f"{noise:.0%}", "metric": metric} | found_in)
+    report.table(f"True ratio 1: false claims ({simulations:,} comparisons a row, margin 5 %)", rows)
+    report.table(f"True ratio 1: looks after {', '.join(map(str, LOOKS))} blocks, until settled", look_rows)
 
 
-def looks(
-    report: Report, baseline: dict[str, Floats], candidate: dict[str, Floats], metric: str, setting: str
-) -> list[str]:
-    simulations = len(baseline[metric])
+def looks(report: Report, baseline: Floats, candidate: Floats, metric: str, what: str) -> dict[str, str]:
+    """Claims of the first look that settles it; with the declared alphas, and with all of alpha in the first look."""
+    simulations = len(baseline)
     final = np.full(simulations, Verdict.INCONCLUSIVE, dtype=object)
     outside, outside_late = np.zeros(simulations, dtype=bool), np.zeros(simulations, dtype=bool)
-    settled = []
     for look, num_blocks in enumerate(LOOKS, start=1):
         alpha = stats.look_alpha(look, len(LOOKS))
         assert alpha is not None
-        pairs = zip(baseline[metric][:, :num_blocks], candidate[metric][:, :num_blocks], strict=True)
+        pairs = zip(baseline[:, :num_blocks], candidate[:, :num_blocks], strict=True)
         effects = [stats.paired_effect(one, other, METRICS[metric], alpha) for one, other in pairs]
-        found = outcomes(effects)
-        final = np.where(final == Verdict.INCONCLUSIVE, found.verdicts, final)
+        final = np.where(final == Verdict.INCONCLUSIVE, outcomes(effects).verdicts, final)
         p_values = np.array([effect.p_value for effect in effects], dtype=float)
         outside |= p_values < alpha
         outside_late |= p_values < (stats.ALPHA if look == 1 else alpha)
-        settled.append(percent(float(np.mean(final != Verdict.INCONCLUSIVE))))
     false = float(np.isin(final, [Verdict.FASTER, Verdict.SLOWER]).mean())
-    what = f"looks, {setting}, {metric}"
-    return [
-        report.at_most(false, MAX_FALSE, what),
-        report.at_most(float(outside.mean()), MAX_FALSE, f"{what}, interval excludes 1"),
-        percent(float(outside_late.mean())),
-        *settled,
-    ]
+    return {
+        "false FASTER/SLOWER": report.at_most(false, MAX_FALSE, what),
+        "1 outside in any look": report.at_most(float(outside.mean()), MAX_FALSE, f"{what}, interval excludes 1"),
+        "the same with alpha, alpha/4, alpha/8": percent(float(outside_late.mean())),
+    }
 
 
 def true_effects(report: Report, rng: np.random.Generator, simulations: int) -> None:
     """Coverage, power, and wrong claims of every kind."""
-    coverage_rows: list[list[str]] = []
-    power_rows: dict[str, list[list[str]]] = {metric: [] for metric in METRICS}
+    coverage_rows: list[dict[str, str]] = []
+    power_rows: dict[str, list[dict[str, str]]] = {metric: [] for metric in METRICS}
     wrong_side = wrong_equivalent = 0.0
     for noise in NOISES:
         baseline, candidates = simulate_arms(rng, simulations, max(BLOCKS), noise, SPEEDUPS)
         for num_blocks in BLOCKS:
-            coverage_row = [f"{noise:.0%}", f"{num_blocks}"]
+            setting = {"noise": f"{noise:.0%}", "blocks": f"{num_blocks}"}
+            covered = {}
             for metric in METRICS:
-                found = [compare(baseline, candidate, metric, num_blocks) for candidate in candidates]
-                covered = [one.coverage(ratio) for one, ratio in zip(found, SPEEDUPS, strict=True)]
+                found = {
+                    ratio: compare(baseline, candidate, metric, num_blocks)
+                    for ratio, candidate in zip(SPEEDUPS, candidates, strict=True)
+                }
                 what = f"coverage, noise {noise:.0%}, {num_blocks} blocks, {metric}"
-                coverage_row += [report.at_least(float(np.mean(covered)), MIN_COVERAGE, what), percent(min(covered))]
-                power_rows[metric].append(
-                    [f"{noise:.0%}", f"{num_blocks}"]
-                    + [f"{100 * f.share(Verdict.FASTER):.0f} / {100 * f.share(Verdict.EQUIVALENT):.0f}" for f in found]
-                )
-                wrong_side = max(wrong_side, *(one.share(Verdict.SLOWER) for one in found[1:]))
-                at_margin = [f.share(Verdict.EQUIVALENT) for f, r in zip(found, SPEEDUPS, strict=True) if r >= 1.05]
+                mean = float(np.mean([one.coverage(ratio) for ratio, one in found.items()]))
+                covered[metric] = report.at_least(mean, MIN_COVERAGE, what)
+                shares = {
+                    f"ratio {ratio:g}": f"{100 * f.share(Verdict.FASTER):.0f} / {100 * f.share(Verdict.EQUIVALENT):.0f}"
+                    for ratio, f in found.items()
+                }
+                power_rows[metric].append(setting | shares)
+                wrong_side = max(wrong_side, *(f.share(Verdict.SLOWER) for ratio, f in found.items() if ratio > 1))
+                at_margin = [f.share(Verdict.EQUIVALENT) for ratio, f in found.items() if ratio >= 1 + MARGIN]
                 wrong_equivalent = max(wrong_equivalent, *at_margin)
-            coverage_rows.append(coverage_row)
+            coverage_rows.append(setting | covered)
     report.table(
-        f"Coverage of the true ratio by 95 % intervals (ratios {', '.join(f'{r:g}' for r in SPEEDUPS)}; "
+        f"Coverage of the true ratio by 95 % intervals (mean of ratios {', '.join(f'{r:g}' for r in SPEEDUPS)}; "
         f"{simulations:,} comparisons each)",
-        ["noise", "blocks"] + [f"{metric}: {what}" for metric in METRICS for what in ("mean", "worst ratio")],
         coverage_rows,
     )
     for metric, rows in power_rows.items():
-        header = ["noise", "blocks"] + [f"ratio {ratio:g}" for ratio in SPEEDUPS]
-        report.table(f"Verdicts on {metric} by true ratio: FASTER / EQUIVALENT, %", header, rows)
+        report.table(f"Verdicts on {metric} by true ratio: FASTER / EQUIVALENT, %", rows)
     side = report.at_most(wrong_side, MAX_FALSE, "SLOWER where the candidate is faster")
     equivalent = report.at_most(wrong_equivalent, MAX_FALSE, "EQUIVALENT where the ratio is at or beyond the margin")
     print(f"\nWorst setting: SLOWER where the candidate is faster {side}; EQUIVALENT at a ratio >= 1.05 {equivalent}.")
@@ -248,91 +238,63 @@ def log_ratio_effect(log_ratios: Floats, alpha: float = stats.ALPHA) -> Effect:
 def families(report: Report, rng: np.random.Generator, simulations: int) -> None:
     """Seven cells without an effect, judged by Holm; their log-ratios share part of their noise, as levels do."""
     rows = []
-    for correlation in (0.0, 0.7):
-        for num_blocks in (3, 5):
-            shape = (simulations, 7, num_blocks)
-            shared = rng.standard_normal((simulations, 1, num_blocks)) * np.sqrt(correlation)
-            logs = 0.05 * (shared + rng.standard_normal(shape) * np.sqrt(1 - correlation))
-            wrong = single = 0
-            for cells in logs:
-                effects = [log_ratio_effect(cell) for cell in cells]
-                p_values = [effect.p_value for effect in effects]
-                levels = stats.holm_alphas(p_values)
-                verdicts = [
-                    stats.judge(stats.at_alpha(effect, level), MARGIN, stats.ALPHA / 7)
-                    for effect, level in zip(effects, levels, strict=True)
-                ]
-                wrong += Verdict.FASTER in verdicts or Verdict.SLOWER in verdicts
-                single += min(p for p in p_values if p is not None) < stats.ALPHA
-            what = f"Holm, correlation {correlation}, {num_blocks} blocks"
-            rate = report.at_most(wrong / simulations, MAX_FALSE, what)
-            rows.append([f"{correlation:g}", f"{num_blocks}", rate, percent(single / simulations)])
-    report.table(
-        f"Families of 7 cells without an effect ({simulations:,} families a row)",
-        ["correlation of cells", "blocks", "any FASTER/SLOWER, Holm", "any interval without 1, each at 95 %"],
-        rows,
-    )
+    for correlation, num_blocks in itertools.product((0.0, 0.7), (3, 5)):
+        shared = rng.standard_normal((simulations, 1, num_blocks)) * np.sqrt(correlation)
+        own = rng.standard_normal((simulations, 7, num_blocks)) * np.sqrt(1 - correlation)
+        wrong = single = 0
+        for cells in 0.05 * (shared + own):
+            effects = [log_ratio_effect(cell) for cell in cells]
+            p_values = [effect.p_value for effect in effects]
+            judged = [
+                stats.judge(stats.at_alpha(effect, level), MARGIN, stats.ALPHA / 7)
+                for effect, level in zip(effects, stats.holm_alphas(p_values), strict=True)
+            ]
+            wrong += Verdict.FASTER in judged or Verdict.SLOWER in judged
+            single += min(p for p in p_values if p is not None) < stats.ALPHA
+        what = f"Holm, correlation {correlation}, {num_blocks} blocks"
+        rows.append(
+            {
+                "correlation of cells": f"{correlation:g}",
+                "blocks": f"{num_blocks}",
+                "any FASTER/SLOWER, Holm": report.at_most(wrong / simulations, MAX_FALSE, what),
+                "any interval without 1, each at 95 %": percent(single / simulations),
+            }
+        )
+    report.table(f"Families of 7 cells without an effect ({simulations:,} families a row)", rows)
 
 
 def settling(report: Report, rng: np.random.Generator, simulations: int) -> None:
     """Are INCONCLUSIVE comparisons settled once there are as many blocks as `blocks_to_settle` said?"""
-    rows, totals = [], np.zeros(4)
-    for num_blocks in (3, 5, 10):
-        for noise, ratio in (
-            (0.03, 1.0),
-            (0.03, 1.02),
-            (0.03, 1.05),
-            (0.05, 1.0),
-            (0.05, 1.1),
-            (0.15, 1.05),
-            (0.15, 1.2),
-        ):
-            logs = np.log(ratio) + np.sqrt(2) * noise * rng.standard_normal((simulations, stats.MAX_BLOCKS))
-            ranges, hits = [], []
-            for blocks in logs:
-                effect = log_ratio_effect(blocks[:num_blocks])
-                if stats.judge(effect, MARGIN) != Verdict.INCONCLUSIVE:
-                    continue
+    settings = [(0.03, 1.0), (0.03, 1.02), (0.03, 1.05), (0.05, 1.0), (0.05, 1.1), (0.15, 1.05), (0.15, 1.2)]
+    rows, everything = [], []
+    for num_blocks, (noise, ratio) in itertools.product(BLOCKS, settings):
+        logs = np.log(ratio) + np.sqrt(2) * noise * rng.standard_normal((simulations, stats.MAX_BLOCKS))
+        found = []  # both ends of the range, whether it was settled at either
+        for blocks in logs:
+            effect = log_ratio_effect(blocks[:num_blocks])
+            if stats.judge(effect, MARGIN) == Verdict.INCONCLUSIVE:
                 low, high = stats.blocks_to_settle(effect, MARGIN)
-                ranges.append((low, high or np.inf))
-                hits.append([settled(blocks[:low]), settled(blocks[:high]) if high else np.nan])
-            if not ranges:
-                continue
-            lows, highs = np.array(ranges).T
-            kept_low, kept_high = np.array(hits, dtype=float).T
-            known = np.isfinite(highs)
-            totals += [kept_low.sum(), len(kept_low), np.nansum(kept_high), known.sum()]
+                at_high = settled(blocks[:high]) if high else np.nan
+                found.append([low, high or np.inf, settled(blocks[:low]), at_high])
+        if found:
+            everything += found
+            low, high, at_low, at_high = np.array(found, dtype=float).T
             rows.append(
-                [
-                    f"{num_blocks}",
-                    f"{noise:.0%}",
-                    f"{ratio:g}",
-                    percent(len(ranges) / simulations),
-                    f"{np.median(lows):.0f} to " + (f"{np.median(highs):.0f}" if known.mean() > 0.5 else "> 1,000"),
-                    percent(float(kept_low.mean())),
-                    percent(float(np.nanmean(kept_high)) if known.any() else np.nan),
-                    percent(1 - float(known.mean())),
-                ]
+                {
+                    "blocks": f"{num_blocks}",
+                    "noise": f"{noise:.0%}",
+                    "ratio": f"{ratio:g}",
+                    "inconclusive": percent(len(found) / simulations),
+                    "median range": f"{np.median(low):.0f} to {np.median(high):.0f}",
+                    "settled at low end": percent(at_low.mean()),
+                    "at high end": percent(np.nanmean(at_high)) if np.isfinite(high).any() else "-",
+                }
             )
-    report.table(
-        "INCONCLUSIVE now: settled with as many blocks as `blocks_to_settle` said?",
-        [
-            "blocks",
-            "noise",
-            "ratio",
-            "inconclusive",
-            "median range",
-            "settled at low end",
-            "at high end",
-            "no high end",
-        ],
-        rows,
-    )
-    at_low = report.at_least(totals[0] / totals[1], 0.1, "blocks_to_settle: settled at the low end")
-    at_high = report.at_least(totals[2] / totals[3], 0.8, "blocks_to_settle: settled at the high end")
-    print(
-        f"\nAll rows together: settled at the low end {at_low} (meant: 20 %), at the high end {at_high} (meant: 90 %)."
-    )
+    report.table("INCONCLUSIVE now: settled with as many blocks as `blocks_to_settle` said?", rows)
+    _, _, at_low, at_high = np.array(everything, dtype=float).T
+    low_end = report.at_least(at_low.mean(), 0.1, "blocks_to_settle: settled at the low end")
+    high_end = report.at_least(np.nanmean(at_high), 0.8, "blocks_to_settle: settled at the high end")
+    print(f"\nAll rows together: settled at the low end {low_end} (meant: 20 %), at the high end {high_end} (90 %).")
 
 
 def settled(log_ratios: Floats) -> bool:
@@ -372,10 +334,10 @@ def slices(report: Report, rng: np.random.Generator, simulations: int) -> None:
             rate_low, rate_high = stats.slice_rate_interval(counts.sum(axis=1), window)
             hits[:2] += (low <= truth) & (truth <= high)
             hits[2] += rate_low <= true_rate <= rate_high
-        rows.append([f"{memory:g}", *(percent(hit / simulations) for hit in hits)])
+        shares = dict(zip(("p50", "p99", "throughput"), map(percent, hits / simulations), strict=True))
+        rows.append({"memory of the server's state / slice": f"{memory:g}"} | shares)
     report.table(
         f"Within one deployment: coverage of 95 % intervals, {stats.NUM_SLICES} slices ({simulations:,} windows a row)",
-        ["memory of the server's state / slice", "p50", "p99", "throughput"],
         rows,
     )
 
@@ -416,8 +378,7 @@ def beyond(report: Report, rng: np.random.Generator, simulations: int) -> None:
     }
     report.table(
         f"Beyond the promise: 95 % interval excludes the true ratio (5 blocks, noise 5 %, {simulations:,} comparisons)",
-        ["case", "wrong (5 % if calibrated)"],
-        [[case, percent(rate)] for case, rate in cases.items()],
+        [{"case": case, "wrong (5 % if calibrated)": percent(rate)} for case, rate in cases.items()],
     )
 
 
@@ -429,13 +390,11 @@ def main() -> None:
     simulations = arguments.simulations
     if simulations < 4_000:
         parser.error("below 4,000 comparisons a setting the promised bounds are broken by chance")
-    report, seeds = Report(), np.random.SeedSequence(arguments.seed).spawn(6)
-    no_effect(report, np.random.default_rng(seeds[0]), 5 * simulations)
-    true_effects(report, np.random.default_rng(seeds[1]), simulations)
-    families(report, np.random.default_rng(seeds[2]), simulations)
-    settling(report, np.random.default_rng(seeds[3]), max(1, simulations // 10))
-    slices(report, np.random.default_rng(seeds[4]), max(1, simulations // 10))
-    beyond(report, np.random.default_rng(seeds[5]), simulations)
+    tables = {no_effect: 5 * simulations, true_effects: simulations, families: simulations}
+    tables |= {settling: simulations // 10, slices: simulations // 10, beyond: simulations}
+    report, seeds = Report(), np.random.SeedSequence(arguments.seed).spawn(len(tables))
+    for (table, number), seed in zip(tables.items(), seeds, strict=True):
+        table(report, np.random.default_rng(seed), number)
     if report.broken:
         sys.exit("\nBroken bounds:\n" + "\n".join(report.broken))
     print("\nAll promised bounds hold.")

@@ -3,23 +3,18 @@
     python -m benchmarks.client_cost [unary|sse ...] [--rounds 5] [--duration_s 3] [--concurrency 16]
 
 CPU time of the client process per request (microseconds) against one static server, for our client (all of
-it: recording, checks, progress lines), bare Locust users making the same request with the same check, and wrk
-where it is installed. Rounds are interleaved, medians reported. Target: ours <= 1.15 x bare FastHttpUser
-(unary). For SSE the bare FastHttpUser reads with `iter_lines`: cheaper than reading each event as it comes,
-and blind to when it came.
+it: recording, checks, progress lines) and a bare FastHttpUser making the same request with the same check.
+Rounds are interleaved, medians reported. Target: ours <= 1.15 x bare (unary). For SSE the bare user reads with
+`iter_lines`: cheaper than reading each event as it comes, and blind to when it came.
 """
 
 import argparse
 import json
-import re
-import resource
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,60 +46,38 @@ def ours(kind: str, url: str, concurrency: int, duration_s: float) -> float:
     return 1e6 * facts["cpu_ratio"] * facts["window_s"] / num_requests
 
 
-def bare(user: str) -> Callable[[str, str, int, float], float]:
-    def measure(kind: str, url: str, concurrency: int, duration_s: float) -> float:
-        arguments = ["--child", user, kind, url, str(concurrency), str(duration_s)]
-        command = [sys.executable, "-m", "benchmarks.client_cost", *arguments]
-        done = subprocess.run(command, env=clean_environment(), stdout=subprocess.PIPE, check=True)
-        return float(done.stdout.split()[-1])
-
-    return measure
+def bare(kind: str, url: str, concurrency: int, duration_s: float) -> float:
+    arguments = ["--child", kind, url, str(concurrency), str(duration_s)]
+    command = [sys.executable, "-m", "benchmarks.client_cost", *arguments]
+    done = subprocess.run(command, env=clean_environment(), stdout=subprocess.PIPE, check=True)
+    return float(done.stdout.split()[-1])
 
 
-def wrk(kind: str, url: str, concurrency: int, duration_s: float) -> float:
-    path = "/stream" if kind == "sse" else f"/echo?message={'x' * OPTIONS[kind]['payload_bytes']}"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = ["wrk", "-t1", f"-c{concurrency}", f"-d{max(1, round(duration_s))}s", url + path]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    found = re.search(r"(\d+) requests in", done.stdout)
-    assert found, done.stdout
-    return 1e6 * cpu_s / int(found[1])
-
-
-def run_bare(user: str, kind: str, url: str, concurrency: int, duration_s: float) -> None:
+def run_bare(kind: str, url: str, concurrency: int, duration_s: float) -> None:
     """In a child process: a plain Locust local runner, its CPU over its own request count."""
     import gevent
     import locust
     from locust.env import Environment
 
-    options = argparse.Namespace(**OPTIONS[kind])
-    reply = json.dumps({"message": "x" * OPTIONS["unary"]["payload_bytes"]}, separators=(",", ":")).encode()
-    path = f"/echo?message={'x' * OPTIONS['unary']['payload_bytes']}"
-    headers = OPTIONS[kind]["headers"]
+    options = OPTIONS[kind]
+    message = "x" * OPTIONS["unary"]["payload_bytes"]
+    reply = json.dumps({"message": message}, separators=(",", ":")).encode()
 
     def echo(self: Any) -> None:
-        with self.client.get(path, name="/echo", headers=headers, catch_response=True) as response:
+        path = f"/echo?message={message}"
+        with self.client.get(path, name="/echo", headers=options["headers"], catch_response=True) as response:
             if response.content != reply:
                 response.failure("wrong_body")
 
-    def fast_stream(self: Any) -> None:
-        lines = [line for line in self.client.iter_lines("/stream", headers=headers) if line.startswith("data:")]
-        check(lines)
-
     def stream(self: Any) -> None:
-        with self.client.get("/stream", headers=headers, stream=True, catch_response=True) as response:
-            check([line for line in response.iter_lines(decode_unicode=True) if line.startswith("data:")])
-
-    def check(lines: list[str]) -> None:
+        received = self.client.iter_lines("/stream", headers=options["headers"])
+        lines = [line for line in received if line.startswith("data:")]
         for line in lines[:-1]:
             json.loads(line[5:])["choices"][0]["text"]
-        assert [*lines[-1:], len(lines)] == ["data: [DONE]", options.num_chunks + 1]
+        assert [*lines[-1:], len(lines)] == ["data: [DONE]", options["num_chunks"] + 1]
 
-    base = {"fast": locust.FastHttpUser, "http": locust.HttpUser}[user]
-    task = echo if kind == "unary" else fast_stream if user == "fast" else stream
-    user_class = type("BareUser", (base,), {"tasks": [task], "host": url})
+    tasks = [echo if kind == "unary" else stream]
+    user_class = type("BareUser", (locust.FastHttpUser,), {"tasks": tasks, "host": url})
     environment = Environment(user_classes=[user_class], events=locust.events, host=url)
     runner = environment.create_local_runner()
     runner.start(concurrency, spawn_rate=concurrency)
@@ -126,26 +99,20 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     arguments = parser.parse_args()
 
-    clients = {"ours": ours, "FastHttpUser": bare("fast"), "HttpUser": bare("http")}
-    if shutil.which("wrk"):
-        clients["wrk"] = wrk
-    print(f"{'':8}{'client':14}{'us/request':>12}{'of bare':>10}   rounds")
+    print(f"{'':8}{'ours':>8}{'bare':>8}  us/request   ratio   rounds")
     for kind in arguments.kinds or SERVERS:
-        costs: dict[str, list[float]] = {name: [] for name in clients}
         with serving(SERVERS[kind]) as server:
-            for _ in range(arguments.rounds):
-                for name, measure in clients.items():
-                    costs[name].append(measure(kind, server.url, arguments.concurrency, arguments.duration_s))
+            load = (kind, server.url, arguments.concurrency, arguments.duration_s)
+            costs = [(ours(*load), bare(*load)) for _ in range(arguments.rounds)]
         # The ratio is taken within each round: the machine's speed drifts between them.
-        for name, values in costs.items():
-            ratios = [value / fast for value, fast in zip(values, costs["FastHttpUser"], strict=True)]
-            rounds = " ".join(f"{value:.0f}" for value in values)
-            cost, ratio = statistics.median(values), statistics.median(ratios)
-            print(f"{kind:8}{name:14}{cost:12.1f}{ratio:10.2f}   {rounds}", flush=True)
+        ratio = statistics.median(one / other for one, other in costs)
+        one, other = (statistics.median(values) for values in zip(*costs, strict=True))
+        rounds = " ".join(f"{one:.0f}/{other:.0f}" for one, other in costs)
+        print(f"{kind:8}{one:8.1f}{other:8.1f}{'':14}{ratio:6.2f}   {rounds}", flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        run_bare(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]), float(sys.argv[6]))
+        run_bare(sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))
     else:
         main()
