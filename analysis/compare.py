@@ -583,48 +583,37 @@ def _floors(floor: Run | None, pairs: Sequence[Pair]) -> dict[Pair, dict[tuple[s
     """
     if floor is None:
         return {}
-    root = floor.paths.root
+    root, found, why = floor.paths.root, {}, ""
     if floor.in_progress:
         raise IncomparableError(f"--floor {root} is not complete")
     twins = [each for each in declared_pairs(floor) if len({arm.record["service_key"] for arm in each.arms}) == 1]
     if not twins:
         raise IncomparableError(f"--floor {root} is no A/A run: it compares no arm with itself")
-    found, errors = {}, []
     for pair in pairs:
-        try:
-            found[pair] = _floor(floor, twins, pair)
-        except IncomparableError as error:
-            errors.append(error)
-    if not found:
-        raise errors[0]
-    return found
-
-
-def _floor(floor: Run, twins: Sequence[Pair], pair: Pair) -> dict[tuple[str, str], stats.Effect]:
-    for twin in twins:
         # Whose noise it is may be either arm's, so the profile is free.
-        unlike = [
-            each for each in differences.find(twin.baselines[0], pair.baselines[0], ["profile"]) if not each.allowed
-        ]
-        if not unlike:
-            break
-    else:
-        text = "; ".join(f"{each.key}: {each.baseline} | {each.candidate}" for each in unlike[:5])
-        raise IncomparableError(f"--floor {floor.paths.root} measured something else: {text}")
-    drafts = {(draft.cell.metric, draft.cell.level): draft for draft in _drafts(twin)}
-    usable = {
-        key: draft.effect
-        for key, draft in drafts.items()
-        if draft.effect and draft.effect.log_sd is not None and draft.effect.num_blocks >= MIN_FLOOR_BLOCKS
-    }
-    at = THROUGHPUT, pair.level
-    if at not in usable:
-        num_blocks = drafts[at].cell.num_blocks if at in drafts else 0
-        raise IncomparableError(
-            f"--floor {floor.paths.root} has {num_blocks} VALID blocks of throughput at {pair.level}; "
-            f"an A/A run needs {MIN_FLOOR_BLOCKS} there, each freshly deployed"
-        )
-    return usable
+        unlike = {
+            twin: [
+                each for each in differences.find(twin.baselines[0], pair.baselines[0], ["profile"]) if not each.allowed
+            ]
+            for twin in twins
+        }
+        twin = min(twins, key=lambda twin: len(unlike[twin]))
+        if unlike[twin]:
+            text = "; ".join(f"{each.key}: {each.baseline} | {each.candidate}" for each in unlike[twin][:5])
+            why = f"measured something else: {text}"
+            continue
+        effects = {(draft.cell.metric, draft.cell.level): draft.effect for draft in _drafts(twin)}
+        usable = {at: each for at, each in effects.items() if each and each.log_sd is not None}
+        usable = {at: each for at, each in usable.items() if each.num_blocks >= MIN_FLOOR_BLOCKS}
+        if (THROUGHPUT, pair.level) in usable:
+            found[pair] = usable
+        else:
+            effect = effects.get((THROUGHPUT, pair.level))
+            why = f"has {effect.num_blocks if effect else 0} VALID blocks of throughput at {pair.level}; "
+            why += f"an A/A run needs {MIN_FLOOR_BLOCKS} there, each freshly deployed"
+    if not found:
+        raise IncomparableError(f"--floor {root} {why}")
+    return found
 
 
 # ---- In words ----

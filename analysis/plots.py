@@ -66,16 +66,16 @@ def arm_styles(arms: Iterable[str], more: Iterable[str] = ()) -> dict[str, Style
     return {arm: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, arm in places}
 
 
-def _prepare(frame: Frame | None, what: str, value: str) -> Frame:
+def _prepare(frame: Frame | None, value: str) -> Frame:
     """A copy with numbers as floats, not as objects beside None, and at least one `value`."""
     if frame is None or value not in frame or frame[value].isna().all():
-        raise NothingToDraw(f"no {what} to draw: there is no {value}")
+        raise NothingToDraw(f"nothing to draw: there is no {value}")
     return frame.where(frame.notna(), np.nan).infer_objects()
 
 
 def _points(frame: Frame | None) -> Frame:
     """Rows with a value, in order of load `x`."""
-    points = _prepare(frame, "points", "value").dropna(subset=["value"])
+    points = _prepare(frame, "value").dropna(subset=["value"])
     if points["level"].str[0].nunique() > 1:
         raise ValueError("closed-loop and open-loop levels do not fit on one axis: draw each load_mode apart")
     return points.assign(x=points["level"].str[1:].astype(float)).sort_values("x", kind="stable")
@@ -97,6 +97,13 @@ def _levels(levels: Iterable[str]) -> str:
 def _blocks(frame: Frame) -> str:
     numbers = sorted({int(n) for n in (frame["num_blocks"].min(), frame["num_blocks"].max()) if n > 0})
     return f" over {' to '.join(map(str, numbers))} blocks" if numbers else ""
+
+
+def _intervals(cells: Frame, low: str) -> Notes:
+    """Of those cells that have an interval: its confidence, and over how many blocks."""
+    known = cells[cells[low].notna()]
+    percents = " to ".join(map(confidence_text, sorted({known["confidence"].min(), known["confidence"].max()})))
+    return {f"Lines: intervals of {percents} between deployments{_blocks(known)}.": len(known)}
 
 
 def _captions(rows: Frame) -> Notes:
@@ -142,10 +149,10 @@ def _draw(ax: Axes, rows: Frame, styles: Mapping[str, Style], by: str = "arm", x
         style = styles[str(name)]
         ax.plot(group[x], group["value"], label=name, gid="line", **style)
         look: Any = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1, "capsize": 2.5, "alpha": 0.8}
-        for side, suffix in (("y", ""), ("x", "_ms")):
-            if (side == "y" or x == "value_ms") and group[f"ci_low{suffix}"].notna().any():
+        for side, suffix in {"yerr": "", "xerr": "_ms"}.items():
+            if f"ci_low{suffix}" in group and group[f"ci_low{suffix}"].notna().any():
                 value, low, high = (group[each + suffix] for each in ("value", "ci_low", "ci_high"))
-                ax.errorbar(group[x], group["value"], **look | {f"{side}err": [value - low, high - value]})
+                ax.errorbar(group[x], group["value"], **look | {side: [value - low, high - value]})
         hollow = group[~group["valid"]]
         if not hollow.empty:
             ax.plot(hollow[x], hollow["value"], ls="", mfc="white", zorder=3, gid="invalid", **style)
@@ -198,7 +205,7 @@ def throughput_against_p99(
     latency, slo_p99_ms = f"latency_{name}_ms", slo_p99_ms if name == "p99" else None
     slow = points.loc[points["metric"] == latency, [*key, "value", "ci_low", "ci_high"]]
     both = points[points["metric"] == "throughput_rps"].merge(slow, "left", key, suffixes=("", "_ms"))
-    shown = _prepare(both[both["value_ms"].notna()], "throughput against latency", "value")
+    shown = _prepare(both[both["value_ms"].notna()], "value")
     workloads = list(dict.fromkeys(shown["workload"]))
     fig, axes = _panels(len(workloads), 3.7)
     for ax, workload in zip(axes, workloads, strict=True):
@@ -264,7 +271,7 @@ def vllm_grid(arm_points: Frame, *, arms: Names = ()) -> Figure:
     """Time to first token, time per output token, input and output tokens/s against the level; of arms with tokens."""
     points = _points(arm_points)
     with_tokens = points.loc[points["metric"] == "input_throughput_tok_per_s", "arm"]
-    points = _prepare(points[points["arm"].isin(with_tokens)], "tokens", "value")
+    points = _prepare(points[points["arm"].isin(with_tokens)], "value")
     panels = [["ttft_p50_ms", "ttft_mean_ms"], ["tpot_p50_ms", "tpot_mean_ms"]]
     panels += [["input_throughput_tok_per_s"], ["output_throughput_tok_per_s"]]
     note = "TTFT: time to the first token. TPOT: time per output token after the first."
@@ -282,7 +289,7 @@ def replica_scaling(arm_points: Frame) -> Figure:
     metric = metric if points["metric"].eq(metric).any() else "throughput_rps"
     top = points[points["metric"] == metric].groupby("arm", sort=False).tail(1)
     rows = top[(top["workload"] != "vllm") & top["num_replicas"].notna()].sort_values("num_replicas", kind="stable")
-    rows = _prepare(rows, "replicas", "value")
+    rows = _prepare(rows, "value")
     rows["line"] = rows["profile"] if rows["workload"].nunique() == 1 else rows["workload"] + ", " + rows["profile"]
     fig, [ax] = _panels(1, 3.9)
     _draw(ax, rows, arm_styles(dict.fromkeys(rows["line"])), "line", "num_replicas")
@@ -343,7 +350,7 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
 
     `margin`: of equivalence; the band is [1/(1+margin), 1+margin].
     """
-    cells = _prepare(cells, "cells", "ratio").assign(floor=lambda rows: rows["floor_ratio"].fillna(1))
+    cells = _prepare(cells, "ratio").assign(floor=lambda rows: rows["floor_ratio"].fillna(1))
     where = zip(cells["metric"], cells["level"], strict=True)
     cells["label"] = [f"{metric_text(metric).split(' (')[0]} at {_levels([level])}" for metric, level in where]
     cells = cells.sort_values("family", key=lambda family: family.map(FAMILIES.index), kind="stable")
@@ -362,12 +369,10 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
             look: Any = {"height": 1, "color": FLOOR, "zorder": 0.5, "gid": "floor", "label": "noise floor (A/A)"}
             ax.barh(range(len(rows)), rows["floor"] - 1 / rows["floor"], left=1 / rows["floor"], **look)
     axes[-1].set_xlabel("speed-up (ratio, > 1 is better)")
-    known = cells[cells["ci_low_ratio"].notna()]
-    percents = " to ".join(map(confidence_text, sorted({known["confidence"].min(), known["confidence"].max()})))
     notes = {
         "Primary: fixed before the run. Secondary: corrected for their number. Descriptive: no verdict.": True,
         "Ratio: candidate / baseline for throughput, baseline / candidate for latency.": True,
-        f"Lines: intervals of {percents} between deployments{_blocks(known)}.": len(known),
+        **_intervals(cells, "ci_low_ratio"),
         CLOSED_LOOP: cells["metric"].str.startswith("latency").any() and _closed(cells),
     }
     title = f"Speed-up of {next(iter(whose)) if len(whose) == 1 else 'each candidate'}"
@@ -377,36 +382,28 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
 @_look
 def peak_gains(peak: Frame, *, captions: Names = ()) -> Figure:
     """By workload, at the level of the frame: speed-up of throughput, and p99 latency as a fraction of baseline's."""
-    peak = _prepare(peak, "peak gains", "speedup").assign(family="", verdict="")
+    peak = _prepare(peak, "speedup").assign(family="", verdict="")
     peak["label"] = peak["workload"] + " at " + peak["level"].map(lambda level: _levels([level]))
     peak["label"] += "\n" + peak["candidate"] + "\nagainst " + peak["baseline"]
     titles = {"speedup": "throughput: right of 1 is better", "latency_fraction": "p99 latency: left of 1 is better"}
     fig, axes = _panels(2, 0.8 + 0.66 * len(peak), sharey=True)
-    known = peak[peak["speedup_ci_low"].notna()]
     panels = []
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         ax.set(title=title, xlabel="candidate / baseline (ratio)")
         names = dict(zip([name, f"{name}_ci_low", f"{name}_ci_high"], RATIO, strict=True))
         panels.append((ax, peak.rename(columns=names)))
-    percents = " to ".join(map(confidence_text, sorted({known["confidence"].min(), known["confidence"].max()})))
-    notes = {
-        f"Lines: intervals of {percents} between deployments{_blocks(known)}.": len(known),
-        CLOSED_LOOP: _closed(peak),
-    }
+    notes = _intervals(peak, "speedup_ci_low") | {CLOSED_LOOP: _closed(peak)}
     return _finish(fig, "Gains by workload", notes | _ratio_rows(panels), captions)
 
 
 @_look
 def gain_by_slo(gains: Frame, *, arms: Names = (), captions: Names = ()) -> Figure:
     """Ratio of the peak throughputs within an SLO as a function of that SLO (p99, ms); below, the peaks themselves."""
-    gains = _prepare(gains, "gain by SLO", "candidate_peak_rps").sort_values("slo_ms", kind="stable")
+    gains = _prepare(gains, "candidate_peak_rps").sort_values("slo_ms", kind="stable")
     styles = arm_styles(arms, [*gains["baseline"], *gains["candidate"]])
     fig, [upper, lower] = _panels(2, 2.2, 1, sharex=True, height_ratios=[2, 1.2])
-    steps: Any = {
-        "drawstyle": "steps-post",
-        "markevery": 8,
-        "ms": 4,
-    }  # a peak changes only where the SLO lets one more level in
+    # A peak changes only where the SLO lets one more level in.
+    steps: Any = {"drawstyle": "steps-post", "markevery": 8, "ms": 4}
     for key, rows in gains.groupby(["baseline", "candidate"], sort=False):
         slo, candidate = rows["slo_ms"], str(key[1])
         upper.plot(slo, rows["ratio"], gid="ratio", **styles[candidate], **steps)
@@ -437,7 +434,7 @@ def gain_by_slo(gains: Frame, *, arms: Names = (), captions: Names = ()) -> Figu
 @_look
 def latency_distribution(distribution: Frame, *, arms: Names = (), captions: Names = ()) -> Figure:
     """Latency (ms) against the percentile of requests, the tail stretched; a panel a level."""
-    frame = _prepare(distribution, "latency distribution", "latency_ms")
+    frame = _prepare(distribution, "latency_ms")
     styles, frame = arm_styles(arms, frame["arm"]), frame[frame["quantile"] < 1]
     levels = frame.assign(tail=1 / (1 - frame["quantile"])).groupby("level")
     fig, axes = _panels(len(levels), 2.7)
@@ -457,7 +454,7 @@ def latency_distribution(distribution: Frame, *, arms: Names = (), captions: Nam
 @_look
 def throughput_over_time(over_time: Frame, *, arms: Names = (), captions: Names = ()) -> Figure:
     """Throughput (requests/s) over the seconds of each trial: ramp-up, warm-up, window; a panel a level."""
-    frame = _prepare(over_time, "throughput over time", "throughput_rps")
+    frame = _prepare(over_time, "throughput_rps")
     styles, levels = arm_styles(arms, frame["arm"]), frame.groupby("level")
     fig, axes = _panels(len(levels), 2.6)
     for ax, (level, rows) in zip(axes, levels, strict=True):
@@ -494,9 +491,8 @@ def all_figures(
         with contextlib.suppress(NothingToDraw):
             figures[name] = draw(*args, **options)
 
-    points = pd.DataFrame(columns=["arm", "colocated", "load_mode"])
-    if arm_points is not None and not arm_points.empty:
-        points = arm_points.dropna(subset=["value"])
+    points = pd.DataFrame(columns=["arm", "colocated", "load_mode", "value"])
+    points = (points if arm_points is None or arm_points.empty else arm_points).dropna(subset=["value"])
     arms = list(dict.fromkeys(points["arm"]))
     captions = [COLOCATED] if points["colocated"].eq(True).any() else []
     add("forest", forest, cells, margin, captions=captions)

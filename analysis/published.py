@@ -90,7 +90,6 @@ def import_source(
     outputs: Path,
     concurrency: int | None = None,
     num_replicas: int | None = None,
-    cluster: str = "imported",
 ) -> paths.RunPaths:
     """Make a run directory below `outputs` of a file, or of the files in a directory (not in those below it).
 
@@ -120,7 +119,7 @@ def import_source(
             raise ValueError(f"{one.path} and {other.path} both have concurrency {one.concurrency}; import one alone")
         if one.num_replicas is None and other.num_replicas:  # None sorts first
             raise ValueError(f"{one.path} does not tell its replicas in its name (like 8_replicas.json), others do")
-    names = {"workload": workload, "profile": profile, "cluster": cluster}
+    names = {"workload": workload, "profile": profile, "cluster": "imported"}
     sources = [{"name": path.name, "sha256": hashlib.sha256(data).hexdigest()} for path, data in files.items()]
     try:
         run = paths.create_run_dir(outputs, datetime.now())
