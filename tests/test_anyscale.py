@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -14,7 +13,6 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -33,7 +31,7 @@ from orchestrator.clusters.remote import ServiceName, stage
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import Interrupted, interruptible
-from tests.anyscale_standin import Fault, Instant, LocalRay, Service, StandIn
+from tests.anyscale_standin import Fault, Instant, LocalRay, Service, StandIn, healthy
 from tests.conftest import Compose
 
 NAME = ServiceName(prefix="so", run_id="2026-01-02_03-04-05", index=7, arm="optimized", repeat=1)
@@ -173,25 +171,6 @@ def test_check_refuses_what_cannot_work(make: Make, monkeypatch: pytest.MonkeyPa
 # With the real SDK, against the stand-in.
 
 
-def reply(service: Service, path: str) -> tuple[int, Any]:
-    """What the probe of a service would say that was given all its variables, and any other path's 200."""
-    if path.startswith(f"{PROBE_ROUTE}/effective"):
-        query = parse_qs(urlsplit(path).query)
-        expected = json.loads(query["environment"][0]) | json.loads(query["declared"][0])
-        missing = [name for name, value in expected.items() if service.env_vars.get(name) != value]
-        empty = {
-            "isolation_env": [],
-            "engines": [],
-            "flag_effects": {},
-            "consequences": {},
-            "warnings": [],
-            "versions": {},
-            "hardware": {},
-        }
-        return 200, {"missing": missing, "actors": [], **empty}
-    return 200, {"actors": [{"name": "SERVE_CONTROLLER_ACTOR"}], "unhealthy": []}
-
-
 @pytest.fixture
 def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     for name, value in (
@@ -201,7 +180,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         ("_UNHEALTHY_GRACE_S", 0.5),
     ):
         monkeypatch.setattr(backend, name, value)
-    with StandIn(tmp_path / "bucket", Instant(reply)) as standin:
+    with StandIn(tmp_path / "bucket", Instant(healthy)) as standin:
         monkeypatch.setenv("ANYSCALE_HOST", standin.url + "/")
         monkeypatch.setenv("ANYSCALE_CLI_TOKEN", standin.token)
         yield standin
@@ -243,7 +222,7 @@ def test_life_of_a_service(cloud: StandIn, make: Make, tmp_path: Path) -> None:
         assert service.token is not None
         assert service.token.reveal() == known.auth_token
         assert service.effective.keys() == results.EFFECTIVE_KEYS.keys() - {"schema_version", "service_key"}
-        assert service.snapshot()["actors"] == [{"name": "SERVE_CONTROLLER_ACTOR"}]
+        assert [actor["name"] for actor in service.snapshot()["actors"]] == ["SERVE_CONTROLLER_ACTOR"]
         assert known.env_vars["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "1"
         assert known.image_uri == config.cluster.image_uri
         assert known.compute_config["head_node_type"]["instance_type"] == "m8a.xlarge"

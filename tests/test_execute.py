@@ -125,6 +125,26 @@ def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch
     assert stubborn_run.errors == ["service 2 would not end", "service 1 would not end"]
 
 
+def test_services_that_start_are_asked_to_end_side_by_side(
+    stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of them is waited for, for it may take minutes, which are paid for."""
+    events: list[str] = []
+
+    class Starting:
+        @contextlib.contextmanager
+        def service(self, *_: Any) -> Iterator[Any]:
+            try:
+                yield SimpleNamespace(wait_ready=press_ctrl_c, begin_stop=lambda: events.append("asked"))
+            finally:
+                events.append("ended")
+
+    monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Starting)
+    with pytest.raises(Interrupted):
+        stubborn_run.go()
+    assert events == ["asked", "asked", "ended", "ended"]
+
+
 def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_path: Path) -> None:
     jobs = [
         Job(compose(f"profile={profile}", "sweep.concurrency=[2,4]", "sweep.repeats=2"), {"profile": profile}, profile)
