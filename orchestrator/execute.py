@@ -222,9 +222,10 @@ class Run:
             try:
                 running = stack.enter_context(backend.service(service.config, name, directory, say))
             except ServiceError as error:
-                if isinstance(error.__context__, Interrupted):  # unwinding it, the teardown failed
+                unwound = error.__context__ if error.__cause__ is None else None
+                if isinstance(unwound, Interrupted | ServiceError):  # the teardown failed as well
                     self._teardown_failed(error)
-                    raise error.__context__ from None
+                    raise unwound from None
                 raise
             try:
                 yield running

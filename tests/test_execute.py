@@ -62,6 +62,7 @@ class Stubborn:
     """A backend whose services cannot be ended."""
 
     deployed = 0
+    refuses = False
     interrupts = ""  # when Ctrl-C is pressed: while it is deployed, or held back until it was torn down
 
     @contextlib.contextmanager
@@ -74,6 +75,8 @@ class Stubborn:
             try:
                 if self.interrupts == "deployment":
                     press_ctrl_c()
+                if self.refuses:
+                    raise ServiceError("refused") from ValueError("no")
                 yield nothing
             finally:
                 raise ServiceError(f"service {number} would not end")
@@ -123,6 +126,16 @@ def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch
     monkeypatch.setattr(execute.Run, "_record_trial", fail)
     assert stubborn_run.go() == EXIT_FAILED
     assert stubborn_run.errors == ["service 2 would not end", "service 1 would not end"]
+
+
+def test_why_it_was_refused_is_told_beside_what_is_left(
+    stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stubborn, "refuses", True)
+    assert stubborn_run.go() == EXIT_FAILED
+    assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]
+    failures = [results.read_json(path)["error"] for path in stubborn_run.paths.root.rglob("failure.json")]
+    assert set(failures) == {"refused"}
 
 
 def test_services_that_start_are_asked_to_end_side_by_side(
