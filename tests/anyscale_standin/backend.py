@@ -105,7 +105,15 @@ def healthy(service: Service, path: str) -> tuple[int, Any]:
     if url.path == f"{PROBE_ROUTE}/effective":
         expected = json.loads(query["environment"]) | json.loads(query["declared"])
         missing = [name for name, value in expected.items() if service.env_vars.get(name) != value]
-        empty = {"flag_effects": {}, "consequences": {}, "warnings": [], "versions": {}, "hardware": {}}
+        empty = {
+            "isolation_env": [],
+            "engines": [],
+            "flag_effects": {},
+            "consequences": {},
+            "warnings": [],
+            "versions": {},
+            "hardware": {},
+        }
         return 200, {"missing": missing, "actors": [], **empty}
     if url.path == f"{PROBE_ROUTE}/snapshot":
         controller = {"id": "1", "pid": 1, "name": "SERVE_CONTROLLER_ACTOR", "kind": "ServeController"}
@@ -197,8 +205,6 @@ class LocalRay:
         async with session.request(
             request.method, url, headers=[*headers], data=body, allow_redirects=False
         ) as upstream:
-            if request.path == f"{PROBE_ROUTE}/effective" and upstream.status == 200:
-                return web.json_response(_as_on_own_machines(await upstream.json(), version, claim))
             reply = web.StreamResponse(status=upstream.status, reason=upstream.reason)
             for key, value in upstream.headers.items():
                 if key.lower() not in NOT_FORWARDED:
@@ -214,14 +220,6 @@ class LocalRay:
             return self._logs.get(version.id, "")
         logs = self._up[version.id][0].directory.glob("session_2*/logs/serve/controller_*.log")
         return "".join(path.read_text(errors="replace") for path in sorted(logs))
-
-
-def _as_on_own_machines(told: dict[str, Any], version: Version, claim: _Claim) -> dict[str, Any]:
-    """Without what keeps clusters of one machine apart, which a cluster in the cloud is not given."""
-    ours = {*_isolation(claim), "RAY_TMPDIR"} - version.env_vars.keys()
-    for actor in told["actors"]:
-        actor["env"] = {name: value for name, value in actor["env"].items() if name not in ours}
-    return told
 
 
 def _has_source(application: dict[str, Any]) -> bool:
