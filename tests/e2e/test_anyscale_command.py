@@ -442,3 +442,20 @@ def test_a_signal_ends_the_run_and_every_service(
     run = only_run(tmp_path / "outputs")
     assert read(run / "run.json")["status"] == "interrupted"
     assert f"resume={run}" in output.replace("\n", "")
+
+
+def test_cleanup_ends_what_a_killed_run_left(tmp_path: Path) -> None:
+    with StandIn(tmp_path / "bucket", Instant(healthy)) as cloud:
+        overrides = ["profile=baseline,optimized", "sweep.repeats=1", "sweep.concurrency=[2]", "-m"]
+        process = start(IMPATIENT, tmp_path, *SHORT, "workload.payload_bytes=100", *overrides, cloud=cloud)
+        wait_for(lambda: under_load(cloud, tmp_path), process)
+        process.kill()
+        finish(process)
+        assert set(states(cloud).values()) == {"RUNNING"}
+        cleanup = [sys.executable, "-m", "orchestrator.cleanup", str(tmp_path / "outputs")]
+        env = {**os.environ, "ANYSCALE_HOST": cloud.url, "ANYSCALE_CLI_TOKEN": cloud.token}
+        for more, code, state in (([], 1, "RUNNING"), (["--yes"], 0, "TERMINATED"), ([], 0, "TERMINATED")):
+            told = subprocess.run([*cleanup, *more], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+            assert told.returncode == code, told.stdout + told.stderr
+            assert set(states(cloud).values()) == {state}
+        assert told.stdout == "Nothing is left over.\n"
