@@ -460,11 +460,7 @@ def _draft(pair: Pair, metric: str, family: str, frames: Sequence[pd.DataFrame],
     one, other = (frame.loc[(frame.state == "complete") & frame.valid.eq(True), metric].dropna() for frame in frames)
     if pair.interleaved:
         one, other = one[one.index.isin(other.index)], other[other.index.isin(one.index)]
-    num_blocks = min(len(one), len(other))
-    effect = None
-    if num_blocks and min(one.min(), other.min()) > 0:
-        estimate = stats.paired_effect if pair.interleaved else stats.unpaired_effect
-        effect = estimate(one, other, higher_is_better=not metric.endswith("_ms"))
+    effect = effect_of(pair, one, other, higher_is_better=not metric.endswith("_ms"))
     first = frames[0].iloc[0]
     repeats = [sum(arm.run.declared["repeats"] for arm in arms) for arms in (pair.baselines, pair.candidates)]
     cell = Cell(
@@ -477,14 +473,23 @@ def _draft(pair: Pair, metric: str, family: str, frames: Sequence[pd.DataFrame],
         candidate=pair.names[1],
         baseline_value=stats.geometric_mean_interval(one)[0] if effect else None,
         candidate_value=stats.geometric_mean_interval(other)[0] if effect else None,
-        num_blocks=num_blocks,
+        num_blocks=min(len(one), len(other)),
         num_planned=min(repeats),
         family=family,
     )
-    if any(run.declared["redeploy"] == "never" for run in pair.runs) and effect is not None:
-        # Repeats in one deployment are no replicates: their scatter says nothing of the next deployment.
-        effect = stats.Effect(ratio=effect.ratio, num_blocks=effect.num_blocks)
     return _Draft(pair, cell, effect, _blocked(pair, cell, frames, effect), floor)
+
+
+def effect_of(pair: Pair, baseline: pd.Series, candidate: pd.Series, higher_is_better: bool) -> stats.Effect | None:
+    """Of one value a block; None where there is none, or a 0."""
+    if not min(len(baseline), len(candidate)) or min(baseline.min(), candidate.min()) <= 0:
+        return None
+    estimate = stats.paired_effect if pair.interleaved else stats.unpaired_effect
+    effect = estimate(baseline, candidate, higher_is_better)
+    if any(run.declared["redeploy"] == "never" for run in pair.runs):
+        # Repeats in one deployment are no replicates: their scatter says nothing of the next deployment.
+        return stats.Effect(ratio=effect.ratio, num_blocks=effect.num_blocks)
+    return effect
 
 
 def _blocked(pair: Pair, cell: Cell, frames: Sequence[pd.DataFrame], effect: stats.Effect | None) -> str:

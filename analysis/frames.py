@@ -2,15 +2,17 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
 from analysis import load, stats
-from analysis.compare import METRICS, THROUGHPUT, Comparison, declared_pairs
+from analysis.compare import METRICS, THROUGHPUT, Comparison, declared_pairs, effect_of
 from analysis.load import Arm, Requests, Run
 
+RATIO = ("ratio", "ci_low_ratio", "ci_high_ratio")
 BETWEEN, WITHIN = "between deployments", "within this deployment"
 _QUANTILES = 1 - np.geomspace(1, 1e-5, 201)  # evenly spaced on the log-tail axis
 
@@ -97,7 +99,7 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
     The peak is the highest throughput of a measured level whose p99 meets the SLO, block by block; the ratio has an
     interval where at least two blocks have both peaks.
     """
-    rows, replicates = [], run.declared["redeploy"] != "never"
+    rows = []
     for pair in declared_pairs(run):
         arms = pair.baselines[0].points, pair.candidates[0].points
         sides = [points[points.valid.eq(True) & points.latency_p99_ms.notna()] for points in arms]
@@ -107,7 +109,7 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
         for slo_ms in np.geomspace(p99s.min() * 0.9, p99s.max() * 1.1, 60):
             peaks = [side[side.latency_p99_ms <= slo_ms].groupby("repeat").throughput_rps.max() for side in sides]
             both = peaks[0].index.intersection(peaks[1].index)
-            effect = stats.paired_effect(peaks[0][both], peaks[1][both], True) if len(both) else None
+            effect = effect_of(pair, peaks[0][both], peaks[1][both], higher_is_better=True)
             means = [stats.geometric_mean_interval(peak)[0] if len(peak) else np.nan for peak in peaks]
             rows.append(
                 {
@@ -118,8 +120,8 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
                     "baseline_peak_rps": means[0],
                     "candidate_peak_rps": means[1],
                     "ratio": effect.ratio if effect else np.nan,
-                    "ci_low_ratio": effect.ci_low_ratio if effect and replicates else None,
-                    "ci_high_ratio": effect.ci_high_ratio if effect and replicates else None,
+                    "ci_low_ratio": effect.ci_low_ratio if effect else None,
+                    "ci_high_ratio": effect.ci_high_ratio if effect else None,
                     "num_blocks": len(both),
                 }
             )
@@ -128,32 +130,18 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
 
 
 def peak(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """Speed-up of throughput and fraction of p99 latency that is left, at the primary level of each comparison."""
+    """Candidate / baseline of throughput and of p99 latency, a row each, at the primary level of each comparison."""
     rows = []
     for each in comparisons:
-        first = each.primary
-        if first is None or first.ratio is None:
+        if each.primary is None or each.primary.ratio is None:
             continue
-        p99s = [cell for cell in each.cells if (cell.metric, cell.level) == ("latency_p99_ms", first.level)]
-        ratios = [(cell.ratio, cell.ci_high_ratio, cell.ci_low_ratio) for cell in p99s] or [(None, None, None)]
-        fractions = [1 / ratio if ratio else np.nan for ratio in ratios[0]]
-        rows.append(
-            {
-                "workload": each.workload,
-                "baseline": each.baseline,
-                "candidate": each.candidate,
-                "axes": each.axes,
-                "speedup": first.ratio,
-                "speedup_ci_low": first.ci_low_ratio,
-                "speedup_ci_high": first.ci_high_ratio,
-                "latency_fraction": fractions[0],
-                "latency_fraction_ci_low": fractions[1],
-                "latency_fraction_ci_high": fractions[2],
-                "level": first.level,
-                "confidence": first.confidence,
-                "num_blocks": first.num_blocks,
-            }
-        )
+        for cell in each.cells:
+            if cell.level == each.primary.level and cell.metric in (THROUGHPUT, "latency_p99_ms"):
+                row = asdict(cell) | {"workload": each.workload}
+                if cell.metric != THROUGHPUT:  # of a cell, a latency's ratio is baseline / candidate
+                    ratios = cell.ratio, cell.ci_high_ratio, cell.ci_low_ratio
+                    row |= zip(RATIO, (1 / ratio if ratio else None for ratio in ratios), strict=True)
+                rows.append(row)
     return pd.DataFrame(rows)
 
 

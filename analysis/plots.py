@@ -99,9 +99,9 @@ def _blocks(frame: Frame) -> str:
     return f" over {' to '.join(map(str, numbers))} blocks" if numbers else ""
 
 
-def _intervals(cells: Frame, low: str) -> Notes:
+def _intervals(cells: Frame) -> Notes:
     """Of those cells that have an interval: its confidence, and over how many blocks."""
-    known = cells[cells[low].notna()]
+    known = cells[cells["ci_low_ratio"].notna()]
     percents = " to ".join(map(confidence_text, sorted({known["confidence"].min(), known["confidence"].max()})))
     return {f"Lines: intervals of {percents} between deployments{_blocks(known)}.": len(known)}
 
@@ -372,7 +372,7 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
     notes = {
         "Primary: fixed before the run. Secondary: corrected for their number. Descriptive: no verdict.": True,
         "Ratio: candidate / baseline for throughput, baseline / candidate for latency.": True,
-        **_intervals(cells, "ci_low_ratio"),
+        **_intervals(cells),
         CLOSED_LOOP: cells["metric"].str.startswith("latency").any() and _closed(cells),
     }
     title = f"Speed-up of {next(iter(whose)) if len(whose) == 1 else 'each candidate'}"
@@ -382,17 +382,18 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
 @_look
 def peak_gains(peak: Frame, *, captions: Names = ()) -> Figure:
     """By workload, at the level of the frame: speed-up of throughput, and p99 latency as a fraction of baseline's."""
-    peak = _prepare(peak, "speedup").assign(family="", verdict="")
+    peak = _prepare(peak, "ratio").assign(family="", verdict="")
     peak["label"] = peak["workload"] + " at " + peak["level"].map(lambda level: _levels([level]))
     peak["label"] += "\n" + peak["candidate"] + "\nagainst " + peak["baseline"]
-    titles = {"speedup": "throughput: right of 1 is better", "latency_fraction": "p99 latency: left of 1 is better"}
-    fig, axes = _panels(2, 0.8 + 0.66 * len(peak), sharey=True)
-    panels = []
-    for ax, (name, title) in zip(axes, titles.items(), strict=True):
+    titles = {
+        "throughput_rps": "throughput: right of 1 is better",
+        "latency_p99_ms": "p99 latency: left of 1 is better",
+    }
+    fig, axes = _panels(2, 0.8 + 0.33 * len(peak), sharey=True)
+    panels = [(ax, peak[peak["metric"] == metric]) for ax, metric in zip(axes, titles, strict=True)]
+    for ax, title in zip(axes, titles.values(), strict=True):
         ax.set(title=title, xlabel="candidate / baseline (ratio)")
-        names = dict(zip([name, f"{name}_ci_low", f"{name}_ci_high"], RATIO, strict=True))
-        panels.append((ax, peak.rename(columns=names)))
-    notes = _intervals(peak, "speedup_ci_low") | {CLOSED_LOOP: _closed(peak)}
+    notes = _intervals(peak) | {CLOSED_LOOP: _closed(peak)}
     return _finish(fig, "Gains by workload", notes | _ratio_rows(panels), captions)
 
 
@@ -508,7 +509,7 @@ def all_figures(
     add("gain_by_slo", gain_by_slo, gains, arms=arms, captions=captions)
     add("latency_distribution", latency_distribution, distribution, arms=arms, captions=captions)
     add("throughput_over_time", throughput_over_time, over_time, arms=arms, captions=captions)
-    if peak is not None and len(peak) > 1:  # one gain alone is already in the forest
+    if peak is not None and len(peak) > 2:  # one comparison alone is already in the forest
         add("peak_gains", peak_gains, peak, captions=captions)
     return figures
 
