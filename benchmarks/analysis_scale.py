@@ -1,13 +1,12 @@
-"""What does the analysis cost at ten million requests a side, and with a thousand runs to list?
+"""What does the analysis cost at ten million requests a side?
 
-Prints ratios measured in one run. The unit for metrics and comparison is reading the same two Parquet files and
-taking one `numpy.percentile` of each; for the list, reading each run.json and nothing else.
+Prints ratios measured in one run. The unit is reading the same two Parquet files and taking one `numpy.percentile` of
+each.
 
-    python -m benchmarks.analysis_scale [--requests 10000000] [--runs 1000]
+    python -m benchmarks.analysis_scale [--requests 10000000]
 """
 
 import argparse
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -56,7 +55,6 @@ def percentile_of(path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=10_000_000)
-    parser.add_argument("--runs", type=int, default=1000)
     options = parser.parse_args()
     speeds = {"baseline": 20.0, "optimized": 30.0}
     with tempfile.TemporaryDirectory() as folder:
@@ -72,17 +70,6 @@ def main() -> None:
         print(f"{options.requests:,} requests a side; unit: read both files and take one percentile of each")
         print(f"  metrics of both, once read      {metrics_s / unit_s:5.2f}x")
         print(f"  compare (read, check, judge)    {compare_s / unit_s:5.2f}x  ({compare_s:.1f} s)")
-
-        small, outputs = make_run(Path(folder) / "small", speeds, repeats=1), Path(folder) / "outputs"
-        for number in range(options.runs):
-            copy = outputs / f"run-{number}"
-            copy.mkdir(parents=True)
-            for path in (small.run_json, small.summary_parquet):
-                shutil.copy(path, copy)
-        found = load.find_runs(outputs)
-        bare_s = timed(lambda: [results.read_json(each / "run.json") for each in found])
-        list_s = timed(lambda: [load.overview(each) for each in found])
-        print(f"{len(found):,} runs listed: {list_s / bare_s:.1f}x reading their run.json alone ({list_s:.1f} s)")
 
 
 if __name__ == "__main__":
