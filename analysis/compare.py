@@ -28,6 +28,10 @@ INCONCLUSIVE = str(stats.Verdict.INCONCLUSIVE)
 MIN_FLOOR_BLOCKS = 5
 _SPENT = "the looks that were declared (compare.max_looks) are spent; start a new run, which is judged on its own"
 
+_NONE_YET = (
+    "the error is spent in proportion to the VALID blocks at the primary level, and there is none: resume the run"
+)
+
 
 class IncomparableError(ValueError):
     """These arms must not be put side by side; says why, and what would let them be."""
@@ -246,7 +250,7 @@ def compare_pairs(
     look = _look(family, everything)
     for draft in everything:
         refusal = checked[draft.pair][2] if draft.pair in checked else ""
-        draft.blocked = refusal or draft.blocked or ("" if look.alpha else _SPENT)
+        draft.blocked = refusal or draft.blocked or _unjudged(look)
     next_alpha = looks.after(look, pairs[0].declaration["max_looks"])
     _judge(everything, margin, look.alpha or stats.ALPHA, next_alpha)
     if record and any(not draft.blocked and draft.cell.family != DESCRIPTIVE for draft in everything):
@@ -286,6 +290,11 @@ def _look(family: Sequence[Pair], drafts: Sequence[_Draft]) -> looks.Look:
     return looks.take(family[0].runs, points, num_blocks, num_planned, family[0].declaration["max_looks"])
 
 
+def _unjudged(look: looks.Look) -> str:
+    """Why nothing may be judged at this look; empty if it may."""
+    return "" if look.alpha else _SPENT if look.num_blocks else _NONE_YET
+
+
 def gate(
     pair: Pair, family: Sequence[Pair], max_slowdown: float, metrics: Sequence[str], allow_diff: Sequence[str] = ()
 ) -> tuple[Comparison, list[tuple[Cell, str]]]:
@@ -308,7 +317,7 @@ def gate(
         draft = drafts[metric]
         level = (look.alpha or stats.ALPHA) / len(set(metrics))
         effect = draft.effect and stats.at_alpha(draft.effect, level)
-        cell, reason = _with_effect(draft.cell, effect), draft.blocked or ("" if look.alpha else _SPENT)
+        cell, reason = _with_effect(draft.cell, effect), draft.blocked or _unjudged(look)
         outcome = "inconclusive"
         if cell.num_blocks == 0:
             outcome = "invalid"

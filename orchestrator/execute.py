@@ -463,7 +463,9 @@ def _client(config: Config, token: Secret | None) -> LocustClient | VllmBenchCli
         env |= {"OPENAI_API_KEY" if client.kind is ClientKind.vllm_bench else TOKEN_VARIABLE: token.reveal()}
     if client.kind is ClientKind.vllm_bench:
         return VllmBenchClient(client.options, config.workload.num_replicas, env)
-    return LocustClient(client.locustfile, client.options, config.cluster.client_processes, env)
+    # More processes than cores would only start late and stand in each other's way.
+    num_processes = min(config.cluster.client_processes, len(os.sched_getaffinity(0)))
+    return LocustClient(client.locustfile, client.options, num_processes, env)
 
 
 def _check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

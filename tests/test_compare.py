@@ -153,6 +153,13 @@ def test_one_deployment_an_arm_is_no_replicate(run_of: MakeRun) -> None:
     assert "one deployment an arm" in primary.reason
 
 
+def test_no_valid_block_at_the_primary_level_is_no_look_spent(run_of: MakeRun) -> None:
+    comparison = only(run_of("run", TWO, repeats=3, invalid={("baseline", 16, repeat) for repeat in range(3)}))
+    lower = cell(comparison, "throughput_rps", "c0004")
+    assert lower.verdict == "INCONCLUSIVE"
+    assert "in proportion to the VALID blocks at the primary level, and there is none" in lower.reason
+
+
 def test_a_way_longer_than_the_effect_is_told(run_of: MakeRun) -> None:
     """The arms' medians are 50 and 33 ms: 10 ms on the way are nothing to say, 20 ms are."""
     for way_ms, told in ((10.0, False), (20.0, True)):
