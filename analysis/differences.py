@@ -103,7 +103,8 @@ def _effective(
 ) -> list[Difference]:
     """What the live services of one block say of themselves."""
     both = baseline, candidate
-    ignored = {*_OF_A_PROCESS, *baseline.get("isolation_env", []), *candidate.get("isolation_env", [])}
+    of_the_place = {*baseline.get("isolation_env", []), *candidate.get("isolation_env", [])}
+    ignored = _OF_A_PROCESS | (of_the_place - baseline["declared_env"].keys() - candidate["declared_env"].keys())
     kinds = {actor["kind"] for actor in baseline["actors"]} & {actor["kind"] for actor in candidate["actors"]}
 
     def reported(what: str) -> list[dict[str, str]]:

@@ -21,8 +21,9 @@ from omegaconf import DictConfig
 from rich.markup import escape
 
 from orchestrator import execute
+from orchestrator.cleanup import left_elsewhere
 from orchestrator.config import parse, register
-from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError
+from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError, ServiceError
 from orchestrator.paths import RunPaths, create_run_dir
 from orchestrator.plan import Job, Plan, make_plan, service_key
 from orchestrator.process import Interrupted, interruptible
@@ -113,6 +114,13 @@ def _reload(paths: RunPaths) -> Plan:
         plan = execute.recorded_plan(paths)
     except ConfigError as error:
         raise ConfigError(f"resume={paths.root}: not a run that can be taken up again: {error}") from error
+    try:
+        left = [what for what, _ in left_elsewhere(paths)]
+    except ServiceError as error:
+        raise ConfigError(f"resume={paths.root}: what it left running cannot be found out: {error}") from error
+    if left:
+        advice = "end what it left first: python -m orchestrator.cleanup"
+        raise ConfigError("\n".join([f"resume={paths.root}: {advice}", *left]))
     for arm in plan.arms:
         if service_key(arm.config) != arm.key:
             raise ConfigError(
@@ -128,7 +136,8 @@ def _go(run: execute.Run, paths: RunPaths) -> int:
         code = run.go()
     except Interrupted:
         print_results(run.plan, run.rows)
-        line(f"Interrupted; everything is stopped. Go on: {again}")
+        stopped = "not everything is stopped, see above" if run.errors else "everything is stopped"
+        line(f"Interrupted; {stopped}. Go on: {again}")
         raise
     print_results(run.plan, run.rows)
     if len(run.plan.arms) > 1:

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 end()
                 ended += 1
-            except ServiceError as error:
+            except (ConfigError, ServiceError) as error:
                 print(f"  not ended: {error}")
     if not asked.yes:
         print("End these with: python -m orchestrator.cleanup --yes")
@@ -68,25 +68,30 @@ def _elsewhere(outputs: Path) -> Iterator[_Left]:
     for run_json in sorted(outputs.glob("*/run.json")):
         paths = RunPaths(run_json.parent)
         record = results.read_json(run_json)
-        if is_claimed(paths.root) or not (record["status"] == "running" or record["errors"]):
+        if is_claimed(paths.root) or (record["status"] == "complete" and not record["errors"]):
             continue
         try:
-            yield from _services(paths)
+            yield from left_elsewhere(paths)
         except (ConfigError, ServiceError) as error:
-            yield f"{paths.root}: {error}", partial(_cannot, str(error))
+            yield f"{paths.root}: what it left cannot be found out: {error}", partial(_cannot, str(error))
 
 
-def _services(paths: RunPaths) -> Iterator[_Left]:
+def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
+    """Services of a run that outlived it. Raises ConfigError or ServiceError when that cannot be found out."""
     plan = execute.recorded_plan(paths)
-    for service in plan.services:
-        backend = execute.CLUSTERS[service.config.cluster.kind]()
-        log_dir = paths.service_dir(service.arms[0].name, service.repeats[0])
-        if service.config.cluster.kind not in _OUTLIVE_US or not log_dir.exists():  # else it was never asked for
+    for arm in plan.arms:
+        cluster = arm.config.cluster
+        if cluster.kind not in _OUTLIVE_US:
             continue
-        name = execute.service_name(plan, paths, service)
-        if state := backend.state_of(service.config, name):
-            what = f"{service.config.cluster.name}: {name.service} ({service.label} of {paths.root}) is {state}"
-            yield what, partial(backend.end, service.config, name, log_dir)
+        backend = execute.CLUSTERS[cluster.kind]()
+        asked_for = {
+            execute.service_name(plan, paths, service): paths.service_dir(arm.name, service.repeats[0])
+            for service in plan.services
+            if service.arms[0] is arm and paths.service_dir(arm.name, service.repeats[0]).exists()
+        }
+        for name, state in backend.left_over(arm.config, list(asked_for)).items():
+            what = f"{cluster.name}: {name.service} ({arm.name} r{name.repeat} of {paths.root}) is {state}"
+            yield what, partial(backend.end, arm.config, name, asked_for[name])
 
 
 def _cannot(why: str) -> None:

@@ -247,6 +247,8 @@ def _check_env(where: str, env: Mapping[str, Any]) -> None:
     for name, value in env.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ConfigError(f"{where}: {name!r} is not a name of an environment variable")
+        if re.search(r"_(TOKEN|SECRET|PASSWORD|KEY)$", name) and not name.startswith("RAY_SERVE_"):
+            raise ConfigError(f"{where}.{name}: a config is written down, so no secret belongs there")
         word = str(value).lower()
         switch = {"true": "1", "on": "1", "yes": "1", "false": "0", "off": "0", "no": "0"}.get(word)
         if not isinstance(value, str) or (switch and name.startswith("RAY_SERVE_")):

@@ -52,6 +52,8 @@ class Running(Protocol):
 
     def begin_stop(self) -> None: ...
 
+    def end(self) -> None: ...  # all of it, once; a local service ends with this process
+
     def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
 
     def round_trip_ms(self) -> float | None: ...  # of a request that does nothing; None on this machine
@@ -114,6 +116,7 @@ class Run:
         self.paths = paths
         self._lock = _lock(paths.root)
         self.errors: list[str] = []
+        self._begun: list[Running] = []
         self._started_at_s = time.monotonic()
         self._timeline: list[dict[str, Any]] = []
         self._rows = {_key(trial): _planned_row(trial, paths.run_id) for trial in plan.trials}
@@ -159,6 +162,8 @@ class Run:
             with Progress(self.plan, len(todo)) as self._progress:
                 for wave in self.plan.waves:
                     trials = [trial for trial in wave.trials if _key(trial) in todo]
+                    if self._is_too_dear(trials):
+                        continue
                     with ExitStack() as live:
                         running = self._bring_up(wave, trials, live)
                         measured = [trial for trial in trials if trial.service in running]
@@ -168,6 +173,11 @@ class Run:
                                 with self._timed("cool_down", f"{trial.arm.name}/{trial.id}"):
                                     time.sleep(trial.arm.config.sweep.cooldown_s)
         except Interrupted:
+            for handle in self._begun:  # the signal may have come on the way into a teardown
+                try:
+                    handle.end()
+                except ServiceError as error:
+                    self.errors.append(str(error))
             self._finish("interrupted")
             raise
         except BaseException:
@@ -221,6 +231,7 @@ class Run:
         with self._timed("service", service.label), ExitStack() as stack:
             try:
                 running = stack.enter_context(backend.service(service.config, name, directory, say))
+                self._begun.append(running)
             except ServiceError as error:
                 unwound = error.__context__ if error.__cause__ is None else None
                 if isinstance(unwound, Interrupted | ServiceError):  # the teardown failed as well
@@ -398,6 +409,16 @@ class Run:
         clusters = {each.label: each.config.cluster for each in self.plan.services}
         lives = [each for each in self._timeline if each["what"] == "service"]
         return cost_usd((each["end_s"] - each["start_s"], clusters[each["name"]]) for each in lives)
+
+    def _is_too_dear(self, trials: list[Trial]) -> bool:
+        """Whether the services so far, which may have taken longer than estimated, have used up `max_cost_usd`."""
+        limit, cost = self.plan.arms[0].config.cluster.max_cost_usd, self._cost_usd()
+        if limit is None or cost is None or cost < limit:
+            return False
+        for trial in trials:
+            text = f"not begun: the run has cost about {cost:.2f} USD, cluster.max_cost_usd={limit:g}"
+            self._record_failure(trial, "service", text, self.paths.root)
+        return True
 
     def _write_run(self) -> None:
         results.write_json(self.paths.run_json, self._record)

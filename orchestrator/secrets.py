@@ -8,7 +8,7 @@ from urllib.parse import quote, quote_plus
 _MASK = "***"
 _values: set[str] = set()
 # A token that nobody made a Secret of yet, such as one that a tool has just been given and prints.
-_CREDENTIAL = re.compile(r"(\bbearer\s+|\bcli_token=)[^\s\"';,]+", re.IGNORECASE)
+_CREDENTIAL = re.compile(r"(\bbearer\s+|\bcli_token=|\bX-Amz-[\w-]+=|[?&]sig(?:nature)?=)[^\s\"';,&]+", re.IGNORECASE)
 
 
 class Secret:

@@ -283,8 +283,8 @@ def test_passing_trouble_is_outlived(
         ("apply", Fault(status=500, detail="Out of order."), "500.*Out of order."),
         ("upload", Fault(status=500), "500"),
         ("apply", Fault(state="STARTING"), "not ready after 3 s .*STARTING"),
-        ("apply", Fault(state="UNHEALTHY"), "unhealthy for 0.5 s"),
-        ("apply", Fault(state="UNHEALTHY", of="version"), "unhealthy for 0.5 s"),
+        ("apply", Fault(state="UNHEALTHY"), "not healthy for 0.5 s"),
+        ("apply", Fault(state="UNHEALTHY", of="version"), "not healthy for 0.5 s"),
         ("apply", Fault(state="SYSTEM_FAILURE"), "will not run: SYSTEM_FAILURE"),
     ],
 )

@@ -24,7 +24,8 @@ AT = "cluster=endpoint"
     [
         ([], "must be an address"),
         (["cluster.url=ftp://x"], "must be an address"),
-        (["cluster.url=http://me:secret@x"], "holds a password"),
+        (["cluster.url=http://me:secret@x"], "neither a password"),
+        (["cluster.url='http://x/?api_key=secret'"], "nor a query"),
         (["cluster.url=http://x", "profile=optimized"], "flags of profile=optimized cannot"),
         (["cluster.url=http://x", "cluster.token_env=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE: the environment variable"),
         (["cluster.url=http://x", "workload.client.locustfile=nowhere.py"], "no such file or module"),

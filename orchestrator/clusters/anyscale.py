@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,7 +34,7 @@ from orchestrator.clusters.local_ray import LocalRay, check_client_imports, clie
 from orchestrator.clusters.remote import Address, Probe, ServiceName, Timeout, check_uploaded, service_env, stage
 from orchestrator.config import Config, render_application
 from orchestrator.errors import ConfigError, ServiceError
-from orchestrator.process import uninterrupted
+from orchestrator.process import protocol_channel, say, uninterrupted
 from orchestrator.secrets import Secret, redact
 
 PROBE_ROUTE = "/orchestrator-probe"
@@ -97,20 +97,20 @@ class Anyscale:
         """`service.yaml`, for a dry run."""
         return service_yaml(config, name)
 
-    def state_of(self, config: Config, name: ServiceName) -> str | None:
-        """Of a service that its run left behind; None when there is nothing to end. Raises ServiceError."""
+    def left_over(self, config: Config, names: Sequence[ServiceName]) -> dict[ServiceName, str]:
+        """Those of these services that a run left behind, with their state. Raises ServiceError."""
         sdk = _Sdk(config, Path(os.devnull))
         try:
-            status = sdk.retried("status", _CALL_TIMEOUT_S, name=name.service)
+            found = {name: sdk.retried("status", _CALL_TIMEOUT_S, name=name.service) for name in names}
         finally:
             sdk.close()
-        return None if status is None or status["state"] == "TERMINATED" else status["state"]
+        return {name: each["state"] for name, each in found.items() if each and each["state"] != "TERMINATED"}
 
     def end(self, config: Config, name: ServiceName, log_dir: Path) -> None:
         """End a service that its run left behind. Raises ServiceError when nobody can tell that it is TERMINATED."""
         service = AnyscaleService(config, name, log_dir, lambda text: None)
         service._asked = True
-        service._end()
+        service.end()
 
     @contextmanager
     def service(
@@ -126,7 +126,7 @@ class Anyscale:
             yield service
         finally:
             with uninterrupted():
-                service._end()
+                service.end()
 
 
 class AnyscaleService:
@@ -146,7 +146,9 @@ class AnyscaleService:
         self._last_text = ""
         self._sdk = _Sdk(config, log_dir / "anyscale.log")
         self._address = Address("")
-        self._asked = False  # from here on there may be something to end
+        self._asked = False  # once true there may be something to end
+        self._end_begun = False
+        self._id: str | None = None
         self._settled_at_s = 0.0
         self._last_state = "unknown"
 
@@ -160,9 +162,9 @@ class AnyscaleService:
             self._wait_running(timeout)
             self._say("waiting for the first reply")
             self._address.wait_for(self._config.workload.ready_path, timeout, self._say)
-            self.effective = self._probe().effective(self._config, self._rendered["env_vars"], timeout, self._say)
+            self.effective = self._probe().effective(self._config, timeout, self._say)
             with contextlib.suppress(ServiceError):  # the SDK's own parts are asked, which may change
-                self.effective["versions"] |= self._sdk.call("image", _CALL_TIMEOUT_S, name=self._name)
+                self.effective["versions"] |= self._sdk.retried("image", _CALL_TIMEOUT_S, name=self._name)
         except ServiceError as error:
             self._keep_controller_log()
             raise self._failure(error) from error
@@ -192,7 +194,7 @@ class AnyscaleService:
         return self._address.round_trip_ms()
 
     def _probe(self) -> Probe:
-        return Probe(self._address, PROBE_ROUTE, self._rendered["applications"][0]["name"])
+        return Probe(self._address, PROBE_ROUTE)
 
     def _deploy(self) -> None:
         (self._log_dir / "service.yaml").write_text(_as_yaml(self._rendered))
@@ -216,7 +218,7 @@ class AnyscaleService:
         try:
             for delay_s in (*_RETRY_DELAYS_S, None):
                 try:
-                    self._sdk.call("deploy", _DEPLOY_TIMEOUT_S, config=rendered)
+                    self._id = self._sdk.call("deploy", _DEPLOY_TIMEOUT_S, config=rendered)
                     return
                 except _CallError as error:
                     self._say(f"deploy: {error}; looking whether it acted")
@@ -252,10 +254,10 @@ class AnyscaleService:
                 states = {status and status["state"], version}
                 if "SYSTEM_FAILURE" in states or (version and states & _ENDING):
                     raise ServiceError(f"it will not run: {text}")
-                if "UNHEALTHY" not in states:
+                if not states & {"UNHEALTHY", "UNKNOWN"}:  # the SDK's word for a state it does not know
                     healthy_at_s = time.monotonic()
                 elif time.monotonic() - healthy_at_s > _UNHEALTHY_GRACE_S:
-                    raise ServiceError(f"unhealthy for {_UNHEALTHY_GRACE_S:g} s: {text}")
+                    raise ServiceError(f"not healthy for {_UNHEALTHY_GRACE_S:g} s: {text}")
             self._say(text)
             time.sleep(_POLL_S)
 
@@ -265,8 +267,14 @@ class AnyscaleService:
             text = self._sdk.call("logs", _CALL_TIMEOUT_S, name=self._name)
             (self._log_dir / "controller.log").write_text(redact(text))
 
-    def _end(self) -> None:
-        """Ask for termination and wait until it is TERMINATED. Raises ServiceError with what is left to do by hand."""
+    def end(self) -> None:
+        """Ask for termination and wait until it is TERMINATED; a second call does nothing.
+
+        Raises ServiceError with what is left to do by hand.
+        """
+        if self._end_begun:
+            return
+        self._end_begun = True
         deadline_s = time.monotonic() + self._config.cluster.terminate_timeout_s
         refused, trouble = 0, ""
         try:
@@ -277,13 +285,16 @@ class AnyscaleService:
                 except _CallError as error:
                     trouble = str(error)
                     refused += not error.transient
+                    if self._id is not None:  # its state may be refused, and its end not
+                        with contextlib.suppress(_CallError):
+                            self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=self._id)
                 delay_s = _RETRY_DELAYS_S[refused - 1] if 0 < refused <= len(_RETRY_DELAYS_S) else _POLL_S
                 time.sleep(max(0, min(delay_s, deadline_s - time.monotonic())))
         finally:
             self._sdk.close()
         if self._asked:
             raise ServiceError(
-                f"{self._name} may still run and cost money: asked to terminate, last seen {self._last_state}"
+                f"{self._name} may still run and cost money: to be terminated, last seen {self._last_state}"
                 f"{f' ({trouble})' if trouble else ''}. End it:\n  anyscale service terminate --name {self._name}\n"
                 f"Log: {self._log_dir}"
             )
@@ -294,6 +305,8 @@ class AnyscaleService:
         self._say(f"terminating: {state}")
         if status is None or (state == "TERMINATED" and self._version not in status["versions"]):
             return time.monotonic() >= self._settled_at_s  # else an apply whose answer was lost may still act
+        self._settled_at_s = time.monotonic() + _SETTLE_S  # one listing may lack a service that was seen
+        self._id = status["id"]
         if state not in _ENDING:
             self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=status["id"])
         return state == "TERMINATED"
@@ -322,6 +335,8 @@ def _in_words(status: Mapping[str, Any] | None, version: str) -> str:
 def render_service(config: Config, name: ServiceName) -> dict[str, Any]:
     """The service as Anyscale's ServiceConfig takes it, from a directory that holds `workloads/` alone."""
     cluster = config.cluster
+    application, env = render_application(config), _env_vars(config)
+    probe = Probe.rendered("orchestrator-probe", PROBE_ROUTE, application, config.profile.env, env)
     expires_at = datetime.now(UTC) + timedelta(hours=cluster.expires_after_h)
     tags = {
         "arm": name.arm,
@@ -341,8 +356,8 @@ def render_service(config: Config, name: ServiceName) -> dict[str, Any]:
             "worker_nodes": [dict(n) for n in cluster.worker_nodes],
         },
         "working_dir": ".",
-        "env_vars": _env_vars(config),
-        "applications": [render_application(config), Probe.rendered("orchestrator-probe", PROBE_ROUTE)],
+        "env_vars": env,
+        "applications": [application, probe],
         "query_auth_token_enabled": True,
         "tags": {key: re.sub(r"[^A-Za-z0-9_.-]", "_", value)[:_MAX_TAG_LENGTH] for key, value in tags.items()},
     }
@@ -477,8 +492,7 @@ def _explained(text: str) -> str:
 
 def main() -> NoReturn:
     """The child: answers calls until standard input closes."""
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    channel = protocol_channel()
     filtered: Any = _Filtered(sys.stderr)
     sys.stdout = sys.stderr = filtered
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -495,7 +509,7 @@ def main() -> NoReturn:
         except Exception as error:
             reply |= {"error": redact(_error_text(error)), "transient": _is_transient(error)}
             print(f"{call}: {type(error).__name__}: {reply['error']}")
-        channel.write(json.dumps(reply) + "\n")
+        say(channel, **reply)
 
 
 def _read(lines: "queue.SimpleQueue[str]") -> None:

@@ -71,6 +71,9 @@ class EndpointService:
     def begin_stop(self) -> None:
         """There is nothing to stop."""
 
+    def end(self) -> None:
+        """There is nothing to end."""
+
     def snapshot(self) -> None:
         """Nobody can look inside."""
 

@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import io
 import json
+import re
 import secrets
 import tempfile
 import time
@@ -20,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
 
 import yaml
 
@@ -44,6 +44,7 @@ _APPLICATIONS = "/api/serve/applications/"
 _POLL_S = 1.0
 _DELETE_TIMEOUT_S = 300.0
 _ANSWER_TIMEOUT_S = 60.0
+_MISSING_S = 30.0
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
@@ -88,14 +89,15 @@ class Existing:
         """`service.yaml`, for a dry run."""
         return service_yaml(config, name, "<upload of workloads/>")
 
-    def state_of(self, config: Config, name: ServiceName) -> str | None:
-        """Of an application that its run left behind; None when there is nothing to remove. Raises ServiceError."""
-        applications = _dashboard(config).applications()
-        return next((applications[each]["status"] for each in _names(name) if each in applications), None)
+    def left_over(self, config: Config, names: Sequence[ServiceName]) -> dict[ServiceName, str]:
+        """Those of these services that a run left behind, with their state. Raises ServiceError."""
+        found = _dashboard(config).applications()
+        states = {name: [found[each]["status"] for each in _names(name) if each in found] for name in names}
+        return {name: each[0] for name, each in states.items() if each}
 
     def end(self, config: Config, name: ServiceName, _log_dir: Path) -> None:
         """Remove what a run left behind. Raises ServiceError when it is still there in the end."""
-        _remove(_dashboard(config), _names(name))
+        _dashboard(config).remove_all(_names(name))
 
     @contextmanager
     def service(
@@ -109,8 +111,9 @@ class Existing:
         applications = render_applications(config, name, _upload(dashboard))
         (log_dir / "service.yaml").write_text(service_yaml(config, name, applications[0]["runtime_env"]["working_dir"]))
         on_status("deploying")
-        with _deployed(dashboard, applications):
-            yield ExistingService(config, dashboard, applications, on_status)
+        service = ExistingService(config, dashboard, applications, on_status)
+        with dashboard.deployed(applications):
+            yield service
 
 
 class ExistingService:
@@ -141,18 +144,19 @@ class ExistingService:
         self._serve = self._dashboard.serve(self._config.cluster.url)
         self.urls = [self._serve.url + ours["route_prefix"]]
         self._serve.wait_for(ours["route_prefix"] + self._config.workload.ready_path, timeout, self._on_status)
-        self.effective = self._probe().effective(self._config, service_env(self._config), timeout, self._on_status)
+        self.effective = self._probe().effective(self._config, timeout, self._on_status)
 
     def begin_stop(self) -> None:
         """Ask for removal without waiting for it."""
         with uninterrupted(), contextlib.suppress(ServiceError):  # the end asks again, and reports
             self._dashboard.remove([each["name"] for each in self._applications])
 
+    def end(self) -> None:
+        """Remove the applications. Raises ServiceError."""
+        self._dashboard.remove([each["name"] for each in self._applications])
+
     def snapshot(self) -> dict[str, Any]:
-        """Serve actors alive now and what Serve calls unhealthy. Raises ServiceError when the application is gone."""
-        name = self._applications[0]["name"]
-        if name not in self._dashboard.applications():
-            raise ServiceError(f"the application {name} is gone from the cluster: somebody removed it")
+        """Serve actors alive now and what Serve calls unhealthy."""
         return self._probe().snapshot()
 
     def round_trip_ms(self) -> float | None:
@@ -160,8 +164,7 @@ class ExistingService:
         return self._serve.round_trip_ms()
 
     def _probe(self) -> Probe:
-        ours, probe = self._applications
-        return Probe(self._serve, probe["route_prefix"], ours["name"])
+        return Probe(self._serve, self._applications[1]["route_prefix"])
 
 
 @dataclass(frozen=True)
@@ -172,31 +175,80 @@ class _Dashboard:
 
     def details(self) -> dict[str, Any]:
         """All of what runs there. Raises ServiceError."""
-        found: dict[str, Any] = json.loads(self.request(_APPLICATIONS))
+        text = self.request(_APPLICATIONS)
+        try:
+            found: dict[str, Any] = json.loads(text)
+            assert "applications" in found
+        except (ValueError, AssertionError):
+            raise ServiceError(f"{self.address.url}{_APPLICATIONS} is not Serve's API: {text[:200]!r}") from None
         return found
 
     def applications(self) -> dict[str, Any]:
         found: dict[str, Any] = self.details()["applications"]
         return found
 
-    def add(self, applications: Sequence[Mapping[str, Any]]) -> None:
-        self._apply(lambda others: [*others, *applications])
+    @contextmanager
+    def deployed(self, applications: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+        """Applications that are removed again, and waited for, however this ends. Raises ServiceError."""
+        names = [each["name"] for each in applications]
+        details = self.details()
+        if not details.get("http_options"):
+            raise ServiceError("Serve does not run there, and would stay if we started it: run `serve start` there")
+        if details.get("target_capacity") is not None:
+            raise ServiceError("a rollout is under way there (target_capacity); try again when it is over")
+        for name, each in details["applications"].items():
+            if name in names:
+                raise ServiceError(f"the application {name} is there already: it is not ours, and is left alone")
+            if each["source"] == "declarative" and each["status"] == "DEPLOYING":
+                raise ServiceError(f"the application {name} is DEPLOYING, and would begin anew; try again when it runs")
+        try:
+            self._apply(lambda others: [*others, *applications])
+            yield
+        finally:
+            with uninterrupted():
+                self.remove_all(names)
 
     def remove(self, names: Sequence[str]) -> None:
         """Take them out of what is declared there; what is not there needs nothing. Raises ServiceError."""
-        if names and any(name in self.applications() for name in names):
+        if any(name in self.applications() for name in names):
             self._apply(lambda others: [each for each in others if each["name"] not in names])
 
+    def remove_all(self, names: Sequence[str]) -> None:
+        """Remove them and wait until they are gone. Raises ServiceError with what is left."""
+        deadline_s = time.monotonic() + _DELETE_TIMEOUT_S
+        trouble = "still there"
+        while time.monotonic() < deadline_s:
+            try:
+                self.remove(names)
+                if not any(name in self.applications() for name in names):
+                    return
+            except ServiceError as error:
+                trouble = str(error)
+            time.sleep(_POLL_S)
+        raise ServiceError(
+            f"the applications {', '.join(names)} could not be removed within {_DELETE_TIMEOUT_S:g} s: {trouble}. "
+            "Apply the cluster's Serve config without them (serve deploy), or: python -m orchestrator.cleanup"
+        )
+
     def wait_running(self, names: Sequence[str], timeout: Timeout, say: Callable[[str], None]) -> None:
+        there_until_s = time.monotonic() + _MISSING_S
         while True:
-            found = self.applications()
-            states = {name: found.get(name, {"status": "not there", "message": ""}) for name in names}
-            for name, state in states.items():
-                if state["status"] in _FAILED:
-                    raise ServiceError(f"{name} is {state['status']}: {_messages(state)}")
-            if all(state["status"] == "RUNNING" for state in states.values()):
-                return
-            text = "; ".join(f"{name}: {state['status']}" for name, state in states.items())
+            try:
+                found = self.applications()
+            except ServiceError as error:
+                text = str(error)
+            else:
+                states = {name: found.get(name, {"status": "not there"}) for name in names}
+                for name, state in states.items():
+                    if state["status"] in _FAILED:
+                        raise ServiceError(f"{name} is {state['status']}: {_messages(state)}")
+                if all(state["status"] == "RUNNING" for state in states.values()):
+                    return
+                text = "; ".join(f"{name}: {state['status']}" for name, state in states.items())
+                if not any("not there" in state.values() for state in states.values()):
+                    there_until_s = time.monotonic() + _MISSING_S
+                elif time.monotonic() > there_until_s:
+                    raise ServiceError(f"{text}. Somebody else deployed there at the same instant?")
             timeout.check(text)
             say(text)
             time.sleep(_POLL_S)
@@ -204,21 +256,21 @@ class _Dashboard:
     def serve(self, url: str | None) -> Address:
         """Where Serve takes requests: `url`, or else its port on the dashboard's machine."""
         if url is None:
-            port = (self.details().get("http_options") or {}).get("port", 8000)
-            url = f"http://{urlsplit(self.address.url).hostname}:{port}"
+            host = self.address.url.removeprefix("https://").removeprefix("http://").partition("/")[0]
+            url = f"http://{re.sub(r':[0-9]+$', '', host)}:{self.details()['http_options']['port']}"
         return Address(url.rstrip("/"))
 
     def _apply(self, change: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
         details = self.details()
-        declared = [
-            each["deployed_app_config"]
-            for each in details["applications"].values()
-            if each["source"] == "declarative" and each["deployed_app_config"] and each["status"] != "DELETING"
-        ]
-        config: dict[str, Any] = {"applications": change(declared), "target_capacity": details.get("target_capacity")}
-        if details.get("http_options"):  # Serve runs, and keeps what it was started with
-            config |= {"http_options": details["http_options"], "proxy_location": details["proxy_location"]}
-        self.request(_APPLICATIONS, "PUT", json.dumps(config).encode())
+        declared = []
+        for name, each in details["applications"].items():
+            if each["source"] == "declarative" and each["status"] != "DELETING":
+                config = each["deployed_app_config"]
+                if not config or "<redacted>" in json.dumps(config):
+                    raise ServiceError(f"the dashboard does not tell {name}'s config, which we would have to repeat")
+                declared.append(config)
+        body = {name: details[name] for name in ("http_options", "proxy_location", "target_capacity")}
+        self.request(_APPLICATIONS, "PUT", json.dumps(body | {"applications": change(declared)}).encode())
 
     def request(self, path: str, method: str = "GET", body: bytes | None = None) -> bytes:
         """Raises ServiceError."""
@@ -226,7 +278,9 @@ class _Dashboard:
             return self.address.request(path, method, body)
         except (OSError, http.client.HTTPException) as error:
             hint = "; cluster.token_env names the variable with the token" if " 401" in str(error) else ""
-            raise ServiceError(f"{self.address.url}{path}: {error}{hint}") from error
+            # What pydantic refuses it quotes, and that may be the config of others.
+            said = re.sub(r"\[type=[^\n]*", "", str(error))
+            raise ServiceError(f"{self.address.url}{path}: {said}{hint}") from None
 
 
 def _dashboard(config: Config) -> _Dashboard:
@@ -234,57 +288,24 @@ def _dashboard(config: Config) -> _Dashboard:
     return _Dashboard(Address(config.cluster.dashboard_url.rstrip("/"), token_of(config)))
 
 
-@contextmanager
-def _deployed(dashboard: _Dashboard, applications: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """Applications that are removed again, and waited for, however this ends."""
-    names = [each["name"] for each in applications]
-    try:
-        dashboard.add(applications)
-        yield
-    finally:
-        with uninterrupted():
-            _remove(dashboard, names)
-
-
-def _remove(dashboard: _Dashboard, names: Sequence[str]) -> None:
-    """Remove applications of ours and wait until they are gone. Raises ServiceError with what is left."""
-    deadline_s = time.monotonic() + _DELETE_TIMEOUT_S
-    trouble = "still there"
-    while time.monotonic() < deadline_s:
-        try:
-            dashboard.remove(names)
-            if not any(name in dashboard.applications() for name in names):
-                return
-        except ServiceError as error:
-            trouble = str(error)
-        time.sleep(_POLL_S)
-    raise ServiceError(
-        f"the applications {', '.join(names)} could not be removed within {_DELETE_TIMEOUT_S:g} s: {trouble}. "
-        "Apply the cluster's Serve config without them (serve deploy), or: python -m orchestrator.cleanup"
-    )
-
-
 @functools.cache  # once for all arms of a run
 def _look(dashboard: _Dashboard, url: str | None, timeout_s: float) -> dict[str, Any]:
     """What controller, proxies and one replica run with, told by a probe that is put there for this alone."""
     name = f"so-look-{secrets.token_hex(4)}"
     runtime_env = {"working_dir": _upload(dashboard)}
-    probe = Probe.rendered(name, f"/{name}") | {"runtime_env": runtime_env}
-    with _deployed(dashboard, [probe]):
+    probe = Probe.rendered(name, f"/{name}", {"name": name}, {}, {}) | {"runtime_env": runtime_env}
+    with dashboard.deployed([probe]):
         dashboard.wait_running([name], Timeout(timeout_s), lambda text: None)
-        serve = dashboard.serve(url)
-        query = urlencode({"application": name, "declared": "{}", "environment": "{}"})
         # It runs: where it does not answer soon, `url` is wrong.
         timeout = Timeout(min(timeout_s, _ANSWER_TIMEOUT_S))
-        told: dict[str, Any] = json.loads(serve.wait_for(f"/{name}/effective?{query}", timeout, lambda text: None))
-    return told
+        return Probe(dashboard.serve(url), f"/{name}").told(timeout, lambda text: None)
 
 
 def render_applications(config: Config, name: ServiceName, working_dir: str) -> list[dict[str, Any]]:
     """Ours and the probe beside it, each below a route of its own."""
     runtime_env, (ours_name, probe_name) = {"working_dir": working_dir}, _names(name)
     ours = render_application(config) | {"name": ours_name, "route_prefix": f"/{ours_name}"}
-    probe = Probe.rendered(probe_name, f"/{probe_name}")
+    probe = Probe.rendered(probe_name, f"/{probe_name}", ours, config.profile.env, service_env(config))
     return [ours | {"runtime_env": runtime_env}, probe | {"runtime_env": runtime_env}]
 
 

@@ -27,13 +27,12 @@ from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeDeploySch
 
 from orchestrator import provenance
 from orchestrator.clusters.engine import arrived
-from orchestrator.process import end_members, listener, process_id, say
+from orchestrator.process import end_members, listener, process_id, protocol_channel, say
 from workloads.probe import readback
 
 
 def main() -> NoReturn:
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever Ray prints goes to the log, not into the protocol
+    channel = protocol_channel()
     spec = json.loads(sys.stdin.readline())
     directory = Path(spec["directory"])
     parent = os.getppid()

@@ -80,6 +80,9 @@ class LocalService:
         """
         return self._driver.ask("snapshot", timeout_s=_SNAPSHOT_TIMEOUT_S)
 
+    def end(self) -> None:
+        """It ends with this process, if not before."""
+
     def round_trip_ms(self) -> None:
         """There is no way to go."""
 

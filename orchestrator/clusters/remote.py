@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from orchestrator import provenance
 from orchestrator.clusters.engine import arrived
 from orchestrator.clusters.local_ray import engine_arguments
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
-from orchestrator.secrets import Secret
+from orchestrator.secrets import Secret, redact
 
 _REQUEST_TIMEOUT_S = 90.0  # the probe asks every Serve actor
 _POLL_S = 1.0
@@ -51,7 +51,7 @@ class Address:
                 answer: bytes = reply.read()
                 return answer
         except urllib.error.HTTPError as error:
-            raise OSError(f"{error}: {error.read(2000).decode(errors='replace')}") from None
+            raise OSError(redact(f"{error}: {error.read(2000).decode(errors='replace')}")) from None
 
     def wait_for(self, path: str, timeout: "Timeout", say: Callable[[str], None]) -> bytes:
         """The body of the first 200. Raises ServiceError with the last answer."""
@@ -106,43 +106,46 @@ class Timeout:
             raise ServiceError(f"not ready after {self._timeout_s:g} s (cluster.startup_timeout_s): {text}")
 
 
+@dataclass(frozen=True)
 class Probe:
-    """The application at `route` of `address`, which tells about the Serve application `application`."""
+    """The application at `route` of `address` that tells what a Serve application runs with."""
 
-    def __init__(self, address: Address, route: str, application: str) -> None:
-        self._address, self._route, self._application = address, route, application
+    address: Address
+    route: str
 
     @staticmethod
-    def rendered(name: str, route: str) -> dict[str, Any]:
-        """Its Serve application config."""
-        return {"name": name, "import_path": "workloads.probe.app:app", "route_prefix": route}
-
-    def effective(
-        self, config: Config, environment: Mapping[str, str], timeout: Timeout, say: Callable[[str], None]
+    def rendered(
+        name: str, route: str, of: Mapping[str, Any], declared: Mapping[str, str], environment: Mapping[str, str]
     ) -> dict[str, Any]:
-        """What the live service really runs with, where `environment` should have reached every Serve actor.
+        """Its Serve application config: what it is asked is bound to it, so that nobody else can ask for more."""
+        args = {"application": of["name"], "declared": dict(declared), "environment": dict(environment)}
+        return {"name": name, "import_path": "workloads.probe.app:build", "route_prefix": route, "args": args}
 
-        Raises ServiceError when something declared did not.
-        """
-        declared = config.profile.env
-        query = {
-            "application": self._application,
-            "declared": json.dumps(declared),
-            "environment": json.dumps(environment),
-        }
-        told = json.loads(self._address.wait_for(f"{self._route}/effective?{urlencode(query)}", timeout, say))
+    def told(self, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
+        """What it says of the live service, as `workloads.probe.readback.summary`. Raises ServiceError."""
+        while True:
+            answer = self.address.wait_for(f"{self.route}/effective", timeout, say)
+            with contextlib.suppress(ValueError):
+                told = json.loads(answer)
+                if isinstance(told, dict) and "actors" in told:
+                    return told
+            # Somebody else answers this route as long as Serve's proxies do not know ours.
+            timeout.check(f"{self.address.url}{self.route} is not answered by the probe: {answer[:200]!r}")
+            time.sleep(_POLL_S)
+
+    def effective(self, config: Config, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
+        """What the live service really runs with. Raises ServiceError when something declared did not arrive."""
         try:
-            told = arrived(told, engine_arguments(config))
+            told = arrived(self.told(timeout, say), engine_arguments(config))
         except ValueError as error:
             raise ServiceError(str(error)) from error
-        return {"declared_env": declared, **told, "listener": None}
+        return {"declared_env": config.profile.env, **told, "listener": None}
 
     def snapshot(self) -> dict[str, Any]:
         """Serve actors alive now and what Serve calls unhealthy; null and [] when it does not answer."""
-        query = urlencode({"application": self._application})
         told: dict[str, Any] = {"actors": None, "unhealthy": []}
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-            told = json.loads(self._address.request(f"{self._route}/snapshot?{query}"))
+            told = json.loads(self.address.request(f"{self.route}/snapshot"))
         return told | {"listener": {}}  # who listens is not ours to see
 
 
@@ -208,7 +211,7 @@ def stage(directory: Path) -> None:
 def token_of(config: Config) -> Secret | None:
     """The token from the environment variable that the config names. Raises ConfigError when it is not set."""
     name = config.cluster.token_env
-    if name is None:
+    if name is None or config.dry_run:
         return None
     if not os.environ.get(name):
         raise ConfigError(f"cluster.token_env={name}: the environment variable is not set, or empty")
@@ -218,7 +221,7 @@ def token_of(config: Config) -> Secret | None:
 def check_address(key: str, url: str | None) -> None:
     """Raises ConfigError."""
     parts = urlsplit(url or "")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(f"{key} may hold neither a password nor a query; a token's variable is cluster.token_env")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ConfigError(f"{key} must be an address such as http://host:8000, found {url!r}")
-    if "@" in parts.netloc:
-        raise ConfigError(f"{key} holds a password; put a token into an environment variable: cluster.token_env")

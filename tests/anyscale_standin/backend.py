@@ -101,24 +101,15 @@ def echo(service: Service, path: str) -> tuple[int, Any]:
 def healthy(service: Service, path: str) -> tuple[int, Any]:
     """What the echo chain would answer, and the probe beside it, of a service that was given all its variables."""
     url = urlsplit(path)
-    query = {key: values[0] for key, values in parse_qs(url.query).items()}
     if url.path == f"{PROBE_ROUTE}/effective":
-        expected = json.loads(query["environment"]) | json.loads(query["declared"])
-        missing = [name for name, value in expected.items() if service.env_vars.get(name) != value]
-        empty = {
-            "isolation_env": [],
-            "engines": [],
-            "flag_effects": {},
-            "consequences": {},
-            "warnings": [],
-            "versions": {},
-            "hardware": {},
-        }
-        return 200, {"missing": missing, "actors": [], **empty}
+        args = service.primary.body["ray_serve_config"]["applications"][1]["args"]
+        missing = [name for name, value in args["environment"].items() if service.env_vars.get(name) != value]
+        told = {"missing": missing, "actors": [], "engines": [], "isolation_env": [], "warnings": []}
+        return 200, told | {name: {} for name in ("flag_effects", "consequences", "versions", "hardware")}
     if url.path == f"{PROBE_ROUTE}/snapshot":
         controller = {"id": "1", "pid": 1, "name": "SERVE_CONTROLLER_ACTOR", "kind": "ServeController"}
         return 200, {"actors": [controller], "unhealthy": []}
-    return 200, {"message": query.get("message")}
+    return 200, {"message": parse_qs(url.query).get("message", [None])[0]}
 
 
 class Instant:

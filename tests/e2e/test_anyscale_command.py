@@ -309,7 +309,7 @@ MET: list[tuple[str, Fault, float, str | None]] = [
     ("apply", Fault(status=429, detail="Too many requests."), inf, "Too many requests."),
     ("apply", Fault(status=500, detail="Out of order."), inf, "the control plane answered 500"),
     ("apply", Fault(state="STARTING"), 1, "not ready after 20 s (cluster.startup_timeout_s): STARTING"),
-    ("apply", Fault(state="UNHEALTHY"), 1, "unhealthy for 1 s: UNHEALTHY"),
+    ("apply", Fault(state="UNHEALTHY"), 1, "not healthy for 1 s: UNHEALTHY"),
     ("terminate", Fault(state="TERMINATING"), inf, None),
     ("terminate", Fault(status=403, detail="You do not have permission."), inf, None),
     ("apply", Fault(status=409, detail="The name is taken."), inf, "The name is taken."),

@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib.metadata
-import json
 import platform
 from typing import Any
 
@@ -10,6 +9,7 @@ import ray
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve
+from ray.serve import Application
 
 from workloads.probe import readback
 
@@ -46,25 +46,30 @@ async def say_why(_request: Request, error: Exception) -> JSONResponse:
 @serve.deployment(ray_actor_options={"num_cpus": 0})
 @serve.ingress(api)
 class Probe:
+    """Who asks cannot choose what is told: the cluster's HTTP port may be open to anybody."""
+
+    def __init__(self, application: str, declared: dict[str, str], environment: dict[str, str]) -> None:
+        self.application, self.declared, self.environment = application, declared, environment
+
     @api.get("/snapshot")
-    async def snapshot(self, application: str) -> dict[str, Any]:
+    async def snapshot(self) -> dict[str, Any]:
         """Which Serve actors live now, and what Serve calls unhealthy."""
         return {
-            "actors": await asyncio.to_thread(readback.actors, application),
-            "unhealthy": await asyncio.to_thread(readback.unhealthy, application),
+            "actors": await asyncio.to_thread(readback.actors, self.application),
+            "unhealthy": await asyncio.to_thread(readback.unhealthy, self.application),
         }
 
     @api.get("/effective")
-    async def effective(self, application: str, declared: str, environment: str) -> dict[str, Any]:
-        """Of every Serve actor. `declared` and `environment` are JSON objects of variables, as `readback` has them."""
-        actors = await asyncio.to_thread(readback.actors, application)
+    async def effective(self) -> dict[str, Any]:
+        """Of every Serve actor, as `readback.summary` has it."""
+        actors = await asyncio.to_thread(readback.actors, self.application)
         reports = await asyncio.gather(*(_ask(actor["name"]) for actor in actors))
         nodes = {report["node_id"]: report["node"] for report in reports}
         for node in await asyncio.to_thread(ray.nodes):
             if node["NodeID"] in nodes:
                 accelerators = sorted(name for name in node["Resources"] if name.startswith("accelerator_type:"))
                 nodes[node["NodeID"]]["accelerators"] = accelerators
-        return readback.summary(actors, reports, json.loads(declared), json.loads(environment)) | {
+        return readback.summary(actors, reports, self.declared, self.environment) | {
             "versions": {"python": platform.python_version(), "ray_commit": ray.__commit__, **_versions()},
             "hardware": {
                 "nodes": sorted(nodes.values(), key=str),  # those that hold a Serve actor
@@ -73,4 +78,6 @@ class Probe:
         }
 
 
-app = Probe.bind()
+def build(args: dict[str, Any]) -> Application:
+    """`application` is asked about; `declared` and `environment` are as `readback.summary` has them."""
+    return Probe.bind(args["application"], args["declared"], args["environment"])

@@ -18,12 +18,13 @@ from ray._private import state as ray_state
 from ray.serve._private import constants as serve_constants
 from ray.serve.schema import DeploymentStatus
 
-REPORTED_PREFIXES = ("RAY_", "VLLM_")
+REPORTED_PREFIXES = ("RAY_", "RAYLLM_", "VLLM_")
 SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 ACTOR_ANSWER_TIMEOUT_S = 60.0
 # Where a cluster is, and not how it serves: each has its own.
 _OF_THE_PLACE = re.compile(
-    r"RAY_.*(PORT|ADDRESS|HOST|IP|ID|SESSION|SESSION_NAME|CLUSTER_NAME|DIR|(?<!IMPORT)_PATH|LOC|FILE|BASE|TMPDIR)$"
+    r"RAY_(.*_)?(PORT|ADDRESS|HOST|IP|ID|PID|SESSION|SESSION_NAME|CLUSTER_NAME|DIR|LOC|FILE|BASE|TMPDIR|"
+    r"SOCKET_PATH|LOG_PATH)"
 )
 
 
@@ -124,7 +125,7 @@ def summary(
     effects, consequences, warnings = _flag_effects(declared)
     return {
         "missing": [
-            f"{actor['name']}: {name} is {report['env'].get(name)!r}, declared {value!r}"
+            f"{actor['name']}: {name} is {_shown(name, report['env'].get(name))}, declared {_shown(name, value)}"
             for actor, report in pairs
             for name, value in environment.items()
             if report["env"].get(name) != value
@@ -148,6 +149,10 @@ def summary(
         "consequences": consequences,
         "warnings": warnings,
     }
+
+
+def _shown(name: str, value: str | None) -> str:
+    return "another" if value is not None and any(part in name for part in SECRET_PARTS) else repr(value)
 
 
 def _reportable(env: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
