@@ -271,8 +271,10 @@ class StandIn:
         return result({"deployment_infra": "aws"})
 
     async def create_build(self, request: web.Request) -> web.Response:
-        build_id = f"bld_{len(self._images)}"
-        self._images[build_id] = (await request.json())["image_uri"]
+        uri = (await request.json())["image_uri"]
+        known = [build_id for build_id, image in self._images.items() if image == uri]
+        build_id = known[0] if known else f"bld_{len(self._images)}"
+        self._images[build_id] = uri
         return result(self._build(build_id))
 
     async def build(self, request: web.Request) -> web.Response:
