@@ -7,6 +7,7 @@ The only caller of `hydra.main`. Hydra composes; its task only collects the comp
 import os
 import random
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -95,8 +96,10 @@ def _execute(jobs: list[Job], command: list[str]) -> int:
     plan = make_plan(jobs, random.SystemRandom().randrange(2**31) if first.seed is None else first.seed)
     execute.preflight(plan, live=not first.dry_run)
     outputs = Path(first.outputs) / "dry_runs" if first.dry_run else Path(first.outputs)
+    # Services are called after the run: where those of other machines stand beside them, the second is not enough.
+    is_shared = any(arm.config.cluster.kind.is_shared for arm in plan.arms)
     try:
-        paths = create_run_dir(outputs, datetime.now())
+        paths = create_run_dir(outputs, datetime.now(), f"_{secrets.token_hex(3)}" if is_shared else "")
     except OSError as error:
         raise ConfigError(f"no run directory can be made in outputs={outputs}: {error}") from error
     if first.dry_run:

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from orchestrator import execute, results
 from orchestrator.clusters.local_ray import directory_prefix, is_claimed
-from orchestrator.config import ClusterKind, register
+from orchestrator.config import register
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.paths import RunPaths
 from orchestrator.process import end_members, members
 
-_OUTLIVE_US = (ClusterKind.anyscale, ClusterKind.existing)
 _Left = tuple[str, Callable[[], None]]  # what it is, and how it is ended
 
 
@@ -81,7 +80,7 @@ def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
     plan = execute.recorded_plan(paths)
     for arm in plan.arms:
         cluster = arm.config.cluster
-        if cluster.kind not in _OUTLIVE_US:
+        if not cluster.kind.is_shared:
             continue
         backend = execute.CLUSTERS[cluster.kind]()
         asked_for = {

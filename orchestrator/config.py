@@ -24,6 +24,11 @@ class ClusterKind(Enum):
     existing = "existing"
     endpoint = "endpoint"
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether services of other machines' runs stand beside ours, and outlive the orchestrator that began them."""
+        return self in (ClusterKind.anyscale, ClusterKind.existing)
+
 
 class Redeploy(Enum):
     per_repeat = "per_repeat"

@@ -128,13 +128,13 @@ class RunPaths:
         return self.trial_dir(arm, level, repeat) / "raw"
 
 
-def create_run_dir(outputs: Path, now: datetime) -> RunPaths:
-    """Make a new run directory `YYYY-MM-DD_HH-MM-SS` under `outputs`; a clash gets `_2`, `_3`, ...
+def create_run_dir(outputs: Path, now: datetime, ending: str = "") -> RunPaths:
+    """Make a new run directory `YYYY-MM-DD_HH-MM-SS<ending>` under `outputs`; a clash gets `_2`, `_3`, ...
 
     Making is the test (`mkdir` fails if it exists), so two processes in the same second get two directories.
     """
     outputs.mkdir(parents=True, exist_ok=True)
-    stamp = now.strftime("%Y-%m-%d_%H-%M-%S")
+    stamp = now.strftime("%Y-%m-%d_%H-%M-%S") + ending
     for attempt in itertools.count(1):
         root = outputs / (stamp if attempt == 1 else f"{stamp}_{attempt}")
         try:

@@ -1,11 +1,13 @@
 """The command as a user types it, up to the first deployment: refusals, dry runs, help. Starts no Ray."""
 
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.process import members
 from tests.conftest import ROOT
@@ -119,6 +121,16 @@ def test_every_experiment_plans(tmp_path: Path, experiment: str) -> None:
     rendered = list((tmp_path / "outputs").rglob("service.yaml"))
     assert len(rendered) >= (1 if experiment == "vllm_baseline" else 2)
     assert f"{len(rendered)} arms" in done.stdout
+
+
+def test_services_that_stand_beside_those_of_other_machines_have_a_name_of_their_own(tmp_path: Path) -> None:
+    """Another machine may begin a run in the same second: the time alone would let one update the other's."""
+    done = orchestrator(tmp_path, "cluster=anyscale_1x", "sweep=quick", "dry_run=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (tmp_path / "dry_runs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}", run.name)
+    (rendered,) = run.rglob("service.yaml")
+    assert yaml.safe_load(rendered.read_text())["name"] == f"so-{run.name}-0000"
 
 
 def arms_and_levels(output: str) -> dict[str, int]:
