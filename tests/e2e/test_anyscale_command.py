@@ -454,6 +454,11 @@ def test_cleanup_ends_what_a_killed_run_left(tmp_path: Path) -> None:
         assert set(states(cloud).values()) == {"RUNNING"}
         cleanup = [sys.executable, "-m", "orchestrator.cleanup", str(tmp_path / "outputs")]
         env = {**os.environ, "ANYSCALE_HOST": cloud.url, "ANYSCALE_CLI_TOKEN": cloud.token}
+        (run,) = (tmp_path / "outputs").iterdir()
+        resume = [sys.executable, "-m", "orchestrator", f"resume={run}"]
+        refused = subprocess.run(resume, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+        assert (refused.returncode, refused.stderr.count("is RUNNING")) == (2, 2), refused.stdout + refused.stderr
+        assert "end what it left first: python -m orchestrator.cleanup" in refused.stderr
         for more, code, state in (([], 1, "RUNNING"), (["--yes"], 0, "TERMINATED"), ([], 0, "TERMINATED")):
             told = subprocess.run([*cleanup, *more], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
             assert told.returncode == code, told.stdout + told.stderr
