@@ -69,7 +69,7 @@ def render_terminal(comparison: Comparison) -> Group:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=escape(comparison.label), title_justify="left")
     for heading in ("level", "metric", "baseline", "candidate", "ratio", "verdict"):
         justify: Any = "right" if heading in ("baseline", "candidate", "ratio") else "left"
-        table.add_column(heading, overflow="fold", no_wrap=heading != "metric", justify=justify)
+        table.add_column(heading, overflow="fold", no_wrap=heading not in ("metric", "ratio"), justify=justify)
     of_streams = [cell for cell in comparison.family("descriptive") if first and cell.level == first.level]
     of_streams = [cell for cell in of_streams if cell.metric in OF_STREAMS]
     for cell in [*comparison.family("primary", "secondary"), *of_streams]:

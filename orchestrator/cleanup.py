@@ -6,7 +6,9 @@ holds its lock any more. Services elsewhere are found by the runs in OUTPUTS tha
 """
 
 import argparse
+import contextlib
 import glob
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -26,11 +28,13 @@ _Left = tuple[str, Callable[[], None]]  # what it is, and how it is ended
 def main(arguments: list[str] | None = None) -> int:
     """Exit 0: nothing was left, or all of it was ended. 1: something is left."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.cleanup", description=__doc__)
-    parser.add_argument("outputs", nargs="?", default="outputs", type=Path, help="where the runs are (outputs)")
+    parser.add_argument("outputs", nargs="?", type=Path, help="where the runs are (outputs)")
     parser.add_argument("--yes", action="store_true", help="end the processes and services, remove the directories")
     asked = parser.parse_args(arguments)
+    if asked.outputs is not None and not asked.outputs.is_dir():
+        parser.error(f"there is no directory {asked.outputs}")
     register()
-    found = [*_local(), *_elsewhere(asked.outputs)]
+    found = [*_local(), *_elsewhere(asked.outputs or Path("outputs"))]
     if not found:
         print("Nothing is left over.")
         return 0
@@ -44,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
             except (ConfigError, ServiceError) as error:
                 print(f"  not ended: {error}")
     if not asked.yes:
-        print("End these with: python -m orchestrator.cleanup --yes")
+        where = "" if asked.outputs is None else f"{shlex.quote(str(asked.outputs))} "
+        print(f"End these with: python -m orchestrator.cleanup {where}--yes")
     return 0 if ended == len(found) else 1
 
 
@@ -66,17 +71,20 @@ def _elsewhere(outputs: Path) -> Iterator[_Left]:
     """Of runs that are not going any more, and that did not end as they should have."""
     for run_json in sorted(outputs.glob("*/run.json")):
         paths = RunPaths(run_json.parent)
-        record = results.read_json(run_json)
-        if is_claimed(paths.root) or (record["status"] == "complete" and not record["errors"]):
+        if is_claimed(paths.root):
             continue
         try:
             yield from left_elsewhere(paths)
-        except (ConfigError, ServiceError) as error:
+        except (ConfigError, ServiceError) as error:  # of one run, which must not keep us from the others
             yield f"{paths.root}: what it left cannot be found out: {error}", partial(_cannot, str(error))
 
 
 def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
     """Services of a run that outlived it. Raises ConfigError or ServiceError when that cannot be found out."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # no record of ours: the plan says what is wrong
+        record = results.read_json(paths.run_json)
+        if record["status"] == "complete" and not record["errors"]:
+            return  # whoever ends so has ended its services
     plan = execute.recorded_plan(paths)
     for arm in plan.arms:
         cluster = arm.config.cluster

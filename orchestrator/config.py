@@ -72,7 +72,7 @@ class ClusterConfig:
     worker_nodes: list[dict[str, Any]] = field(default_factory=list)
     service_prefix: str = "so"
     expires_after_h: float = 12
-    usd_per_hour: float | None = None  # all machines of one service
+    usd_per_hour: dict[str, float] = field(default_factory=dict)  # of each instance type
     max_cost_usd: float | None = None
 
 
@@ -138,7 +138,8 @@ class WorkloadConfig:
 
     name: str = MISSING
     num_replicas: int = MISSING  # of the tier that does the work
-    application: dict[str, Any] | None = MISSING  # a Ray Serve application config; `deployments` maps name -> settings
+    # A Ray Serve application config; `deployments` maps name -> settings. Null with no server either: of others.
+    application: dict[str, Any] | None = MISSING
     client: ClientConfig = MISSING
     slo: dict[str, Any] = MISSING
     ready_path: str = MISSING
@@ -175,11 +176,13 @@ def parse(composed: DictConfig) -> Config:
     Raises ConfigError naming the key, what was found and what would work.
     """
     try:
-        config = OmegaConf.to_object(composed)
+        # Merged into the schema, which refuses names that Hydra's + would add: a misspelt limit would limit nothing.
+        plain = OmegaConf.to_container(composed)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
         assert isinstance(config, Config)
         config.workload = _workload(config.workload)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(re.sub(r"\n\s+(reference|object)_type=.*", "", str(error))) from error
     config.sweep.concurrency = _concurrency(config.sweep.concurrency)
     config.compare.treatment = _treatment(config.compare.treatment)
     for where in ("cluster", "workload", "profile"):
@@ -188,6 +191,11 @@ def parse(composed: DictConfig) -> Config:
     _check_headers(config)
     _check_replicas(config)
     _check_client(config)
+    if not (config.workload.application or config.workload.server or config.cluster.kind is ClusterKind.endpoint):
+        raise ConfigError(
+            f"workload {config.workload.name} has nothing to deploy, only a client: it needs cluster=endpoint "
+            f"cluster.url=http://..., found cluster={config.cluster.name}"
+        )
     return config
 
 
@@ -197,8 +205,8 @@ def _workload(node: Any) -> WorkloadConfig:
     ours = {each.name: node[each.name] for each in fields(WorkloadConfig) if each.name in node}
     workload = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WorkloadConfig), ours))
     assert isinstance(workload, WorkloadConfig)
-    if (workload.application is None) == (workload.server is None):
-        raise ConfigError(f"workload {workload.name} needs an application or a server, and not both")
+    if workload.application is not None and workload.server is not None:
+        raise ConfigError(f"workload {workload.name} has an application or a server, and not both")
     if workload.application is not None:
         _check_application(workload.application)
     if not workload.ready_path.startswith("/"):
@@ -286,6 +294,8 @@ def _check_numbers(config: Config) -> None:
             if type(value) in (int, float):
                 _check_number(f"{section}.{name}", value, above_0=name in _ABOVE_0)
     cluster = config.cluster
+    for instance_type, price in cluster.usd_per_hour.items():
+        _check_number(f"cluster.usd_per_hour of {instance_type}", price)
     if config.compare.margin >= 1:
         raise ConfigError(f"compare.margin is a fraction, 0.05 = 5 %, found {config.compare.margin}")
     if cluster.http_port is not None and not 1024 <= cluster.http_port <= 65535:
@@ -336,6 +346,8 @@ def _asks(config: Config) -> list[_Ask]:
     workload = config.workload
     if workload.server is not None:
         return [_Ask("server", workload.num_replicas, 1, gpus_of_server(workload.server))]
+    if workload.application is None:
+        return []
     application = render_application(config)
     asks = [_ask(settings["name"], settings) for settings in application["deployments"]]
     args = application.get("args") or {}

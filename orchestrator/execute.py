@@ -72,9 +72,9 @@ def preflight(plan: Plan, live: bool) -> None:
 
     `live`: also import each workload, and ask the cluster, which takes seconds.
     """
-    _check_cost(plan)
     for arm in plan.arms:
         CLUSTERS[arm.config.cluster.kind]().check(arm.config)
+    _check_cost(plan)
     for arm in plan.arms if live else ():
         CLUSTERS[arm.config.cluster.kind]().check_live(arm.config)
 
@@ -84,7 +84,9 @@ def _check_cost(plan: Plan) -> None:
     if limit is None:
         return
     if estimate is None:
-        raise ConfigError(f"cluster.max_cost_usd={limit:g} cannot be held without a price: set cluster.usd_per_hour")
+        raise ConfigError(
+            f"cluster.max_cost_usd={limit:g} cannot be held without a price of each machine: cluster.usd_per_hour"
+        )
     if estimate > limit:
         raise ConfigError(
             f"the run is estimated at {estimate:.2f} USD ({plan.service_hours:.1f} service hours), more than "

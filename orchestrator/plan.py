@@ -206,9 +206,8 @@ def _trial_s(config: Config) -> float:
     return _CLIENT_START_S + sweep.ramp_up_s + sweep.warmup_s + sweep.duration_s + sweep.cooldown_s
 
 
-def machines(config: Config) -> list[tuple[str, int]]:
-    """Instance types that one service rents, and how many of each."""
-    cluster = config.cluster
+def machines(cluster: ClusterConfig) -> list[tuple[str, int]]:
+    """Instance types that one service rents, and how many of each at most."""
     if cluster.kind is not ClusterKind.anyscale:
         return []
     workers = [(each["instance_type"], each.get("max_nodes", 1)) for each in cluster.worker_nodes]
@@ -217,8 +216,16 @@ def machines(config: Config) -> list[tuple[str, int]]:
 
 def cost_usd(lives: Iterable[tuple[float, ClusterConfig]]) -> float | None:
     """What services cost that lived so long, in seconds; None where a price is missing."""
-    priced = [(life_s, cluster.usd_per_hour) for life_s, cluster in lives]
+    priced = [(life_s, hourly_usd(cluster)) for life_s, cluster in lives]
     return None if any(price is None for _, price in priced) else sum(s / 3600 * (price or 0) for s, price in priced)
+
+
+def hourly_usd(cluster: ClusterConfig) -> float | None:
+    """All machines of one service; None where the price of one is not declared, or nothing is rented."""
+    rented = machines(cluster)
+    if not rented or any(name not in cluster.usd_per_hour for name, _ in rented):
+        return None
+    return sum(count * cluster.usd_per_hour[name] for name, count in rented)
 
 
 def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:

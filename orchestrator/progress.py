@@ -18,7 +18,8 @@ from rich.status import Status
 from rich.table import Column, Table
 
 from orchestrator.clients.processes import Live
-from orchestrator.plan import Plan, Service, Trial, comparisons, machines, primary_cells
+from orchestrator.config import Redeploy
+from orchestrator.plan import Plan, Service, Trial, comparisons, hourly_usd, machines, primary_cells
 
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
 _STREAM_COLUMNS = {
@@ -132,22 +133,32 @@ def print_plan(plan: Plan) -> None:
         flags = " ".join(f"{name}={value}" for name, value in arm.config.profile.env.items())
         table.add_row(escape(arm.name), " ".join(map(str, arm.levels)), escape(flags) or "(none)")
     console.print(table)
-    if any(arm.config.workload.application is None for arm in plan.arms):
+    if any(arm.config.workload.server is not None for arm in plan.arms):
         line("\nA workload without Ray Serve has no flags: it is measured once, whatever profiles are swept.")
     repeats = plan.arms[0].config.sweep.repeats
     line(
         f"\n{len(plan.arms)} arms x {repeats} repeats: {len(plan.services)} services, {len(plan.trials)} trials, "
         f"about {_duration(plan.duration_s)} (seed {plan.seed})"
     )
-    if rented := dict.fromkeys(tuple(machines(arm.config)) for arm in plan.arms if machines(arm.config)):
+    if rented := dict.fromkeys(
+        tuple(machines(arm.config.cluster)) for arm in plan.arms if machines(arm.config.cluster)
+    ):
         each = "; ".join(", ".join(f"{count} x {name}" for name, count in one) for one in rented)
         line(f"Each service: {escape(each)}. About {plan.service_hours:.1f} service hours, {_cost(plan)}")
+    if any(arm.config.cluster.redeploy is Redeploy.never for arm in plan.arms):
+        line("No verdict will come of it: one deployment an arm (cluster.redeploy=never) is no replicate.")
+        _print_order(plan)
+        return
     compare = plan.arms[0].config.compare
     looks = f"{compare.max_looks} look{'s' if compare.max_looks > 1 else ''}"
     for cell in primary_cells(plan.arms):
         if cell["candidate"]:
             what = f"{cell['candidate']} against {cell['baseline']}: throughput at {cell['level']}"
             line(f"Judged: {escape(what)}, margin {100 * compare.margin:g} %, {looks}")
+    _print_order(plan)
+
+
+def _print_order(plan: Plan) -> None:
     line("Order of services:")
     for number, wave in enumerate(plan.waves, 1):
         line(f"  {number:>3}  {escape('  |  '.join(service.label for service in wave.services))}")
@@ -159,12 +170,14 @@ def _duration(seconds: float) -> str:
 
 def _cost(plan: Plan) -> str:
     """In words: what it comes to and at which price, or how to declare one."""
-    prices = {arm.config.cluster.name: arm.config.cluster.usd_per_hour for arm in plan.arms}
+    clusters = [arm.config.cluster for arm in plan.arms]
     cost = plan.cost_usd()
     if cost is None:
-        unpriced = ", ".join(name for name, price in prices.items() if price is None)
-        return f"cost unknown: {unpriced} has no price (cluster.usd_per_hour=<USD, all machines of one service>)"
-    each = ", ".join(f"{price:g}" for price in dict.fromkeys(prices.values()))
+        rented = [(name, cluster) for cluster in clusters for name, _ in machines(cluster)]
+        unpriced = dict.fromkeys(name for name, cluster in rented if name not in cluster.usd_per_hour)
+        prices = ", ".join(f"{name}: <USD>" for name in unpriced)
+        return escape(f"cost unknown: declare the price of a machine, '++cluster.usd_per_hour={{{prices}}}'")
+    each = ", ".join(f"{price:.2f}" for price in dict.fromkeys(filter(None, map(hourly_usd, clusters))))
     return f"about {cost:.2f} USD at {each} USD an hour a service (cluster.usd_per_hour)"
 
 

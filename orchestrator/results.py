@@ -12,6 +12,7 @@ failure of the window if it was sent before the window's end, in the warm-up too
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -136,7 +137,7 @@ TRIAL_KEYS = {
     "drain_s": "longest wait for requests in flight at the end of the window, s; null as above",
     "client": "object of facts about the load client, see below",
     "server": "object of facts about the service, see below; null if the backend cannot tell",
-    "round_trip_ms": "median time of a request that does nothing, before the trial; null for our own local services",
+    "round_trip_ms": "median time of a request that does nothing (an endpoint: of opening a connection), before the trial; null for our own local services",
     "metrics": "object: the measured columns of the summary",
     "whole_run": "object: the run from first request to last reply, as LLM clients report it, see below; else null",
     "valid": "true if no rule was broken",
@@ -536,6 +537,8 @@ def check_validity(
     validity = Validity()
     num_successful, num_failed = metrics["num_successful"] or 0, metrics["num_failed"] or 0
     num_requests = num_successful + num_failed
+    most = _commonest_error(samples)
+    quoted = most.replace("{", "{{").replace("}", "}}")
     if not num_requests:
         validity.invalidate(
             "no_samples",
@@ -546,7 +549,8 @@ def check_validity(
         validity.unchecked += ["error_ratio", "drift"] + ([] if concurrency is None else ["in_flight"])
     elif not num_successful:
         validity.invalidate(
-            "no_success", f"All {num_failed} requests of the window failed. Read client.log and the service's logs."
+            "no_success",
+            f"All {num_failed} requests of the window failed{most}. Read client.log and the service's logs.",
         )
         validity.unchecked += ["drift"]
     else:
@@ -554,7 +558,7 @@ def check_validity(
             "error_ratio",
             metrics["error_ratio"],
             thresholds["max_error_ratio"],
-            f"{{found:.2%}} of requests failed ({num_failed}), more than {{limit:.2%}}. "
+            f"{{found:.2%}} of requests failed ({num_failed}{quoted}), more than {{limit:.2%}}. "
             "Failures are often fast: read the errors in samples.parquet and the service's logs.",
         )
         trend, limit = drift(samples, duration_s), thresholds["max_drift_ratio"]
@@ -598,6 +602,11 @@ def check_validity(
     _check_client(validity, metrics["latency_p50_ms"], client, thresholds)
     _check_server(validity, server or {})
     return validity
+
+
+def _commonest_error(samples: pa.Table) -> str:
+    errors = Counter(samples["error"].drop_null().to_pylist())
+    return "".join(f", most often with {error}" for error, _ in errors.most_common(1))
 
 
 def _check_client(

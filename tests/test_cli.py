@@ -123,6 +123,33 @@ def test_every_experiment_plans(tmp_path: Path, experiment: str) -> None:
     assert f"{len(rendered)} arms" in done.stdout
 
 
+@pytest.mark.parametrize("key", ["cluster.max_cost", "sweep.repeat", "compare.margine", "foo"])
+def test_a_name_that_nobody_reads_is_refused(tmp_path: Path, key: str) -> None:
+    """Hydra itself suggests the + for a misspelt name, and a limit that is not read would limit nothing."""
+    assert f"full_key: {key}" in refused(tmp_path / "outputs", f"+{key}=1")
+
+
+def test_cleanup_says_what_it_cannot_read(tmp_path: Path) -> None:
+    """One broken record must not keep it from what the other runs left."""
+    for name, text in (
+        ("a", ""),
+        ("b", "[]"),
+        ("c", '{"status": "failed"}'),
+        ("d", '{"status": "complete", "errors": []}'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    cleanup = [sys.executable, "-m", "orchestrator.cleanup"]
+    told = subprocess.run([*cleanup, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (told.returncode, told.stderr) == (1, "")
+    assert [each for each in "abcd" if f"{tmp_path / each}: what it left cannot be found out" in told.stdout] == [
+        *"abc"
+    ]
+    assert f"cleanup {tmp_path} --yes" in told.stdout
+    told = subprocess.run([*cleanup, str(tmp_path / "e")], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (told.returncode, "there is no directory" in told.stderr) == (2, True)
+
+
 def test_services_that_stand_beside_those_of_other_machines_have_a_name_of_their_own(tmp_path: Path) -> None:
     """Another machine may begin a run in the same second: the time alone would let one update the other's."""
     done = orchestrator(tmp_path, "cluster=anyscale_1x", "sweep=quick", "dry_run=true")

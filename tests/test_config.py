@@ -59,15 +59,15 @@ def test_name_is_file_name(path: Path) -> None:
 
 @pytest.mark.parametrize(("workload", "profile"), [*itertools.product(options("workload"), options("profile"))])
 def test_every_combination_composes(compose: Compose, workload: str, profile: str) -> None:
-    cluster = "local_h100" if workload in ("llm", "vllm") else "local"
-    if profile == "direct_streaming" and workload not in ("llm", "vllm"):
+    cluster = {"llm": "local_h100", "vllm": "local_h100", "http": "endpoint"}.get(workload, "local")
+    if profile == "direct_streaming" and cluster == "local":
         with pytest.raises(ConfigError, match=r"ingress_deployment_config away.*does not have"):
             compose(f"workload={workload}", f"profile={profile}")
         return
     for sweep in (workload, "quick"):
         config = compose(f"workload={workload}", f"profile={profile}", f"sweep={sweep}", f"cluster={cluster}")
         assert (config.workload.name, config.profile.name, config.sweep.name) == (workload, profile, sweep)
-        if workload != "vllm":
+        if workload not in ("vllm", "http"):
             assert render_application(config)["import_path"] == f"workloads.{workload}.app:build"
 
 

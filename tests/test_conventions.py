@@ -29,7 +29,7 @@ ALLOWED = {
     "orchestrator/clients/processes.py": {"errors"},
     "orchestrator/clients/locust.py": {"errors", "results", "clients"},
     "orchestrator/clients/vllm_bench.py": {"errors", "results", "clients"},
-    "orchestrator/clients/locust_worker.py": {"clients", "process", "results"},
+    "orchestrator/clients/locust_worker.py": {"clients", "process", "results", "secrets"},
     "orchestrator/clusters/local_ray.py": {"config", "errors", "process", "provenance"},
     "orchestrator/clusters/local_driver.py": {"clusters", "process", "provenance"},
     "orchestrator/clusters/vllm_driver.py": {"clusters", "process", "provenance"},

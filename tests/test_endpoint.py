@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,6 +25,9 @@ AT = "cluster=endpoint"
     [
         ([], "must be an address"),
         (["cluster.url=ftp://x"], "must be an address"),
+        (["cluster.url=http://x:99999"], "cluster.url is not an address: Port out of range"),
+        (["cluster.url='http://a b/'"], "cluster.url holds a space"),
+        (["cluster.url=http://x", "cluster.redeploy=per_repeat"], "cluster.redeploy must be never"),
         (["cluster.url=http://me:secret@x"], "neither a password"),
         (["cluster.url='http://x/?api_key=secret'"], "nor a query"),
         (["cluster.url=http://x", "profile=optimized"], "flags of profile=optimized cannot"),
@@ -50,17 +54,56 @@ def test_distance() -> None:
     assert Address("http://127.0.0.1:1", None).round_trip_ms() is None
 
 
+def test_distance_takes_no_request(compose: Compose) -> None:
+    """What answers here may take its time for any request, and that is no distance."""
+    with serving("delay", delay_ms=20) as server:
+        service = EndpointService(compose(AT, f"cluster.url={server.url}"), print)
+        found = service.round_trip_ms()
+        assert found is not None
+        assert found > 0
+        assert server.stats()["num_requests"] == 0
+        service.snapshot()
+    with pytest.raises(ServiceError, match="nobody answers at"):
+        service.snapshot()
+
+
+@pytest.mark.parametrize("token", ["canary-nl-4242\n", "canary-sp 4242", "canary-\N{EURO SIGN}-4242"])
+def test_a_token_that_no_header_takes(compose: Compose, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("MY_TOKEN", token)
+    with pytest.raises(ConfigError, match="MY_TOKEN: the token holds a character") as refused:
+        Endpoint().check(compose(AT, "cluster.url=http://x", "cluster.token_env=MY_TOKEN"))
+    assert "canary" not in str(refused.value)
+
+
+def test_its_workload_is_a_plain_get_unless_chosen(compose: Compose) -> None:
+    assert compose(AT).workload.name == "http"
+    assert compose(AT, "workload=streaming").workload.name == "streaming"
+    with pytest.raises(ConfigError, match="needs cluster=endpoint"):
+        compose("workload=http")
+
+
+@pytest.mark.e2e
+def test_a_server_that_dies_under_load(tmp_path: Path) -> None:
+    """Nothing is measured of nobody: the point fails, and so do the others, at once."""
+    with serving("static") as server:
+        command = [sys.executable, "-m", "orchestrator", AT, f"cluster.url={server.url}", f"outputs={tmp_path}/outputs"]
+        command += ["sweep=quick", "sweep.concurrency=[2,4]", "sweep.repeats=1", "sweep.duration_s=5"]
+        run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline_s = time.monotonic() + 120
+        while server.stats()["num_requests"] < 100:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+    printed, _ = run.communicate(timeout=300)
+    assert run.returncode == 1, printed
+    assert printed.count(f"nobody answers at {server.url} any more") == 2, printed
+
+
 @pytest.mark.e2e
 def test_a_server_that_is_not_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    locustfile = tmp_path / "get.py"
-    locustfile.write_text(
-        "from locust import FastHttpUser, task\n\n\nclass User(FastHttpUser):\n    @task\n    def get(self) -> None:\n"
-        "        self.client.get('/')\n"
-    )
     monkeypatch.setenv("MY_TOKEN", CANARY)
     with serving("static") as server:
         command = [sys.executable, "-m", "orchestrator", AT, f"cluster.url={server.url}", "cluster.token_env=MY_TOKEN"]
-        command += [f"workload.client.locustfile={locustfile}", "workload.ready_path=/", f"outputs={tmp_path}/outputs"]
+        command += [f"outputs={tmp_path}/outputs"]
         command += ["sweep=quick", "sweep.concurrency=[2]", "sweep.repeats=1", "sweep.warmup_s=1", "sweep.duration_s=2"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, 3), done.stdout + done.stderr

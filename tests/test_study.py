@@ -281,9 +281,24 @@ def test_a_run_without_a_price_says_how_to_declare_one(
 ) -> None:
     the_plan = planned("recsys", "cluster=anyscale_l4")
     for arm in the_plan.arms:
-        monkeypatch.setattr(arm.config.cluster, "usd_per_hour", None)
+        monkeypatch.setattr(arm.config.cluster, "usd_per_hour", {"m8a.xlarge": 0.25})
     progress.print_plan(the_plan)
-    assert "cost unknown: anyscale_l4 has no price (cluster.usd_per_hour=<USD" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "cost unknown: declare the price of a machine, '++cluster.usd_per_hour={g6.12xlarge: <USD>}'" in said
+
+
+@pytest.mark.parametrize(
+    ("workers", "usd"),
+    [
+        ("[{instance_type: m7a.4xlarge}]", 0.243 + 0.927),
+        ("[{instance_type: m7a.4xlarge, min_nodes: 1, max_nodes: 3}]", 0.243 + 3 * 0.927),
+        ("[{instance_type: m7a.48xlarge}]", None),
+    ],
+)
+def test_what_is_rented_is_what_is_paid_for(compose: Compose, workers: str, usd: float | None) -> None:
+    """Other machines than the config's have another price, or none: the limit must not be held by the old one."""
+    config = compose("cluster=anyscale_1x", f"cluster.worker_nodes={workers}")
+    assert plan.hourly_usd(config.cluster) == (None if usd is None else pytest.approx(usd))
 
 
 @pytest.mark.parametrize("workload", LOADS)

@@ -44,6 +44,7 @@ from locust.util.load_locustfile import load_locustfile
 from orchestrator.clients.locust import TOKEN_VARIABLE
 from orchestrator.process import protocol_channel, say
 from orchestrator.results import SAMPLES_SCHEMA, UNFINISHED
+from orchestrator.secrets import Secret, redact
 
 MAX_ERROR_CHARS = 200
 MAX_LOG_RECORDS = 1000  # a task that raises at once is tried again at once, and Locust logs each traceback
@@ -82,7 +83,7 @@ class Recorder:
         self.rows.append((sent, response_time, error, context or None))
 
     def on_user_error(self, exception: BaseException, **_: Any) -> None:
-        error = f"task_error: {type(exception).__name__}: {exception}"[:MAX_ERROR_CHARS]
+        error = redact(f"task_error: {type(exception).__name__}: {exception}")[:MAX_ERROR_CHARS]
         self.num_task_errors += 1
         self.first_task_error = self.first_task_error or error
         sent = self.in_flight.pop(gevent.getcurrent(), None)
@@ -104,7 +105,7 @@ class Recorder:
         environment.events.user_error.add_listener(self.on_user_error)
         in_flight, first_sent = self.in_flight, self.first_sent
         token = os.environ.pop(TOKEN_VARIABLE, None)
-        bearer = {"Authorization": f"Bearer {token}"} if token else None
+        bearer = {"Authorization": f"Bearer {Secret(token).reveal()}"} if token else None
         original, getcurrent, monotonic = FastHttpSession.request, gevent.getcurrent, time.monotonic
 
         def request(session: FastHttpSession, *args: Any, **kwargs: Any) -> Any:
@@ -136,7 +137,7 @@ def error_code(exception: BaseException) -> str:
         error = f"bad_response: {cause}"
     else:
         error = f"{type(cause).__name__}: {cause}"
-    return error[:MAX_ERROR_CHARS]
+    return redact(error)[:MAX_ERROR_CHARS]  # what was answered may repeat the token
 
 
 def send_once() -> None:

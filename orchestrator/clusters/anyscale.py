@@ -31,8 +31,18 @@ from typing import Any, NoReturn, TextIO
 import yaml
 
 from orchestrator.clusters.local_ray import LocalRay, check_client_imports, client_environment
-from orchestrator.clusters.remote import Address, Probe, ServiceName, Timeout, check_uploaded, service_env, stage
-from orchestrator.config import Config, render_application
+from orchestrator.clusters.remote import (
+    Address,
+    Probe,
+    ServiceName,
+    Timeout,
+    check_address,
+    check_uploaded,
+    service_env,
+    stage,
+    token_of,
+)
+from orchestrator.config import ClusterConfig, Config, render_application
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import protocol_channel, say, uninterrupted
 from orchestrator.secrets import Secret, redact
@@ -76,6 +86,11 @@ class Anyscale:
                 "cluster.service_prefix must start with a letter and hold letters, digits, - and _ alone, "
                 f"found {cluster.service_prefix!r}"
             )
+        _check_machines(cluster)
+        if cluster.image_uri is not None and not re.fullmatch(r"\S+", cluster.image_uri):
+            raise ConfigError(f"cluster.image_uri must name an image, found {cluster.image_uri!r}")
+        if host := os.environ.get(cluster.host_env):
+            check_address(f"the environment variable {cluster.host_env} (cluster.host_env)", host)
         if not config.dry_run:
             _token(config)
 
@@ -332,6 +347,16 @@ def _in_words(status: Mapping[str, Any] | None, version: str) -> str:
     )
 
 
+def _check_machines(cluster: ClusterConfig) -> None:
+    for key, node in [("head_node", cluster.head_node), *(("worker_nodes", each) for each in cluster.worker_nodes)]:
+        instance_type = node.get("instance_type")
+        if not isinstance(instance_type, str) or not re.fullmatch(r"\S+", instance_type):
+            raise ConfigError(f"cluster.{key} needs an instance_type, found {dict(node)}")
+        fewest, most = node.get("min_nodes", 1), node.get("max_nodes", 1)
+        if not (type(fewest) is type(most) is int and 0 <= fewest <= most and most > 0):
+            raise ConfigError(f"cluster.{key}: min_nodes must not be above max_nodes, found {dict(node)}")
+
+
 def render_service(config: Config, name: ServiceName) -> dict[str, Any]:
     """The service as Anyscale's ServiceConfig takes it, from a directory that holds `workloads/` alone."""
     cluster = config.cluster
@@ -382,11 +407,10 @@ def _env_vars(config: Config) -> dict[str, str]:
 
 
 def _token(config: Config) -> Secret:
-    name = config.cluster.token_env
-    value = os.environ.get(name) if name else None
-    if not value:
-        raise ConfigError(f"the environment variable {name} (cluster.token_env) must hold an Anyscale token")
-    return Secret(value)
+    token = token_of(config)
+    if token is None:
+        raise ConfigError("cluster.token_env must name the environment variable that holds an Anyscale token")
+    return token
 
 
 class _CallError(ServiceError):

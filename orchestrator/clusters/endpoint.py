@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.clusters.local_ray import check_client, check_client_imports
 from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
-from orchestrator.config import Config
-from orchestrator.errors import ConfigError
+from orchestrator.config import Config, Redeploy
+from orchestrator.errors import ConfigError, ServiceError
 
 
 class Endpoint:
@@ -22,6 +22,10 @@ class Endpoint:
             raise ConfigError(
                 f"cluster {config.cluster.name} deploys nothing, so the flags of profile={config.profile.name} cannot "
                 "reach what answers; use profile=baseline, and compare addresses: cluster.url=http://a,http://b -m"
+            )
+        if config.cluster.redeploy is not Redeploy.never:
+            raise ConfigError(
+                "cluster.redeploy must be never: what is deployed by others is no fresh deployment of ours"
             )
         token_of(config)
 
@@ -75,8 +79,10 @@ class EndpointService:
         """There is nothing to end."""
 
     def snapshot(self) -> None:
-        """Nobody can look inside."""
+        """Nobody can look inside. Raises ServiceError when nobody is there any more."""
+        if self.round_trip_ms() is None:
+            raise ServiceError(f"nobody answers at {self._address.url} any more")
 
     def round_trip_ms(self) -> float | None:
-        """Of a request that does nothing, where that is."""
-        return self._address.round_trip_ms()
+        """Of opening a connection: which request would do nothing here is not known."""
+        return self._address.connect_ms()

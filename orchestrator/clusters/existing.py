@@ -291,6 +291,7 @@ def _dashboard(config: Config) -> _Dashboard:
 @functools.cache  # once for all arms of a run
 def _look(dashboard: _Dashboard, url: str | None, timeout_s: float) -> dict[str, Any]:
     """What controller, proxies and one replica run with, told by a probe that is put there for this alone."""
+    dashboard.details()  # whoever is no dashboard gets no upload
     name = f"so-look-{secrets.token_hex(4)}"
     runtime_env = {"working_dir": _upload(dashboard)}
     probe = Probe.rendered(name, f"/{name}", {"name": name}, {}, {}) | {"runtime_env": runtime_env}

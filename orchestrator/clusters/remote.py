@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import statistics
 import time
 import urllib.error
@@ -25,6 +26,7 @@ from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.secrets import Secret, redact
 
 _REQUEST_TIMEOUT_S = 90.0  # the probe asks every Serve actor
+_CONNECT_TIMEOUT_S = 10.0
 _POLL_S = 1.0
 _NUM_ROUND_TRIPS = 9
 # On Anyscale it becomes part of a host name, whose parts may have 63 characters, with a suffix of theirs.
@@ -51,7 +53,7 @@ class Address:
                 answer: bytes = reply.read()
                 return answer
         except urllib.error.HTTPError as error:
-            raise OSError(redact(f"{error}: {error.read(2000).decode(errors='replace')}")) from None
+            raise OSError(redact(f"{error}: {_shown(error.read(2000).decode(errors='replace'))}")) from None
 
     def wait_for(self, path: str, timeout: "Timeout", say: Callable[[str], None]) -> bytes:
         """The body of the first 200. Raises ServiceError with the last answer."""
@@ -84,6 +86,25 @@ class Address:
         finally:
             connection.close()
         return statistics.median(took_ms[1:])  # the first one opens the connection
+
+    def connect_ms(self) -> float | None:
+        """Median time until a connection is open, which no application answers; None where nobody listens."""
+        parts = urlsplit(self.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        took_ms = []
+        try:
+            for _ in range(_NUM_ROUND_TRIPS):
+                began_s = time.perf_counter()
+                with socket.create_connection((parts.hostname, port), timeout=_CONNECT_TIMEOUT_S):
+                    took_ms.append((time.perf_counter() - began_s) * 1000)
+        except OSError:
+            return None
+        return statistics.median(took_ms)
+
+
+def _shown(body: str) -> str:
+    """A page for a browser tells nothing on a terminal."""
+    return "(a page of HTML)" if body.lstrip()[:5].lower() in ("<!doc", "<html") else body
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -213,14 +234,25 @@ def token_of(config: Config) -> Secret | None:
     name = config.cluster.token_env
     if name is None or config.dry_run:
         return None
-    if not os.environ.get(name):
+    value = os.environ.get(name)
+    if not value:
         raise ConfigError(f"cluster.token_env={name}: the environment variable is not set, or empty")
-    return Secret(os.environ[name])
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ConfigError(
+            f"cluster.token_env={name}: the token holds a character that no HTTP header takes, perhaps a line end"
+        )
+    return Secret(value)
 
 
 def check_address(key: str, url: str | None) -> None:
     """Raises ConfigError."""
-    parts = urlsplit(url or "")
+    try:
+        parts = urlsplit(url or "")
+        _ = parts.port  # only here is it looked at, and found wrong
+    except ValueError as error:
+        raise ConfigError(f"{key} is not an address: {error}") from None
+    if re.search(r"\s", url or ""):
+        raise ConfigError(f"{key} holds a space: {url!r}")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(f"{key} may hold neither a password nor a query; a token's variable is cluster.token_env")
     if parts.scheme not in ("http", "https") or not parts.netloc:

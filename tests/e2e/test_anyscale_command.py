@@ -219,7 +219,11 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     cloud = StandIn(folder / "bucket", behind)
     cloud.token = canary()
     overrides = [*SHORT, "profile=baseline,optimized", "sweep.repeats=2", "sweep.concurrency=[2,4]"]
-    overrides += ["sweep.duration_s=4", f"cluster.usd_per_hour={USD_PER_HOUR}", "-m"]
+    overrides += [
+        "sweep.duration_s=4",
+        f"cluster.usd_per_hour={{m8a.xlarge: {USD_PER_HOUR / 2}, m7a.4xlarge: {USD_PER_HOUR / 2}}}",
+        "-m",
+    ]
     with cloud, seen_arguments() as arguments:
         process = start(COMMAND, folder, *overrides, cloud=cloud)
         output = finish(process)
