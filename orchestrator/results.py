@@ -137,7 +137,7 @@ TRIAL_KEYS = {
     "drain_s": "longest wait for requests in flight at the end of the window, s; null as above",
     "client": "object of facts about the load client, see below",
     "server": "object of facts about the service, see below; null if the backend cannot tell",
-    "round_trip_ms": "median time of a request that does nothing (endpoint: to open a connection), before the trial; null for local ones",
+    "round_trip_ms": "median time of a request that does nothing (endpoint: to open a connection); null for local ones",
     "metrics": "object: the measured columns of the summary",
     "whole_run": "object: the run from first request to last reply, as LLM clients report it, see below; else null",
     "valid": "true if no rule was broken",
