@@ -71,17 +71,18 @@ def _elsewhere(outputs: Path) -> Iterator[_Left]:
     """Of runs that are not going any more, and that did not end as they should have."""
     for run_json in sorted(outputs.glob("*/run.json")):
         paths = RunPaths(run_json.parent)
-        if is_claimed(paths.root):
-            continue
         try:
-            yield from left_elsewhere(paths)
-        except (ConfigError, ServiceError) as error:  # of one run, which must not keep us from the others
+            if not is_claimed(paths.root):
+                yield from left_elsewhere(paths)
+        except (ConfigError, ServiceError, OSError) as error:  # of one run, which must not keep us from the others
             yield f"{paths.root}: what it left cannot be found out: {error}", partial(_cannot, str(error))
 
 
 def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
     """Services of a run that outlived it. Raises ConfigError or ServiceError when that cannot be found out."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):  # no record of ours: the plan says what is wrong
+    with contextlib.suppress(
+        OSError, ValueError, TypeError, KeyError
+    ):  # no record of ours: the plan says what is wrong
         record = results.read_json(paths.run_json)
         if record["status"] == "complete" and not record["errors"]:
             return  # whoever ends so has ended its services

@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.errors import ConfigError
 
+SDK_MIN_NODES, SDK_MAX_NODES = 0, 10  # of worker_nodes, where nothing is said: anyscale.compute_config.models
+
 
 class ClusterKind(Enum):
     local = "local"
@@ -177,7 +179,7 @@ def parse(composed: DictConfig) -> Config:
     """
     try:
         # Merged into the schema, which refuses names that Hydra's + would add: a misspelt limit would limit nothing.
-        plain = OmegaConf.to_container(composed)
+        plain = OmegaConf.to_container(composed, throw_on_missing=True)
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
         assert isinstance(config, Config)
         config.workload = _workload(config.workload)

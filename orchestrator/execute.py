@@ -31,7 +31,7 @@ from orchestrator.clusters.remote import ServiceName
 from orchestrator.config import ClientKind, ClusterKind, Config, parse
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
-from orchestrator.plan import Arm, Plan, Service, Trial, Wave, cost_usd, plan_arms, primary_cells
+from orchestrator.plan import Arm, Plan, Service, Trial, Wave, cost_usd, machines, plan_arms, primary_cells
 from orchestrator.process import Interrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
@@ -83,6 +83,10 @@ def _check_cost(plan: Plan) -> None:
     limit, estimate = plan.arms[0].config.cluster.max_cost_usd, plan.cost_usd()
     if limit is None:
         return
+    if not any(machines(arm.config.cluster) for arm in plan.arms):
+        raise ConfigError(
+            f"cluster.max_cost_usd={limit:g}, but nothing is rented: only machines of Anyscale have a price"
+        )
     if estimate is None:
         raise ConfigError(
             f"cluster.max_cost_usd={limit:g} cannot be held without a price of each machine: cluster.usd_per_hour"

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import paths, provenance
-from orchestrator.config import ClientKind, ClusterConfig, ClusterKind, Config, Redeploy, render_application
+from orchestrator.config import (
+    SDK_MAX_NODES,
+    ClientKind,
+    ClusterConfig,
+    ClusterKind,
+    Config,
+    Redeploy,
+    render_application,
+)
 from orchestrator.errors import ConfigError
 
 LEVEL_AXIS = "sweep.concurrency"  # swept or listed, it makes levels and not arms
@@ -210,20 +218,22 @@ def machines(cluster: ClusterConfig) -> list[tuple[str, int]]:
     """Instance types that one service rents, and how many of each at most."""
     if cluster.kind is not ClusterKind.anyscale:
         return []
-    workers = [(each["instance_type"], each.get("max_nodes", 1)) for each in cluster.worker_nodes]
+    workers = [(each["instance_type"], each.get("max_nodes", SDK_MAX_NODES)) for each in cluster.worker_nodes]
     return [(cluster.head_node["instance_type"], 1), *workers]
 
 
 def cost_usd(lives: Iterable[tuple[float, ClusterConfig]]) -> float | None:
-    """What services cost that lived so long, in seconds; None where a price is missing."""
-    priced = [(life_s, hourly_usd(cluster)) for life_s, cluster in lives]
+    """What services cost that lived so long, in seconds; None where a price is missing, or nothing is rented."""
+    priced = [(life_s, hourly_usd(cluster)) for life_s, cluster in lives if machines(cluster)]
+    if not priced:
+        return None
     return None if any(price is None for _, price in priced) else sum(s / 3600 * (price or 0) for s, price in priced)
 
 
 def hourly_usd(cluster: ClusterConfig) -> float | None:
-    """All machines of one service; None where the price of one is not declared, or nothing is rented."""
+    """All machines of one service; None where the price of one is not declared."""
     rented = machines(cluster)
-    if not rented or any(name not in cluster.usd_per_hour for name, _ in rented):
+    if any(name not in cluster.usd_per_hour for name, _ in rented):
         return None
     return sum(count * cluster.usd_per_hour[name] for name, count in rented)
 
@@ -289,7 +299,7 @@ def _with_effect(jobs: Sequence[Job]) -> list[Job]:
     Raises ConfigError where nothing but such a job was asked for.
     """
     kept = [
-        job for job in jobs if job.config.workload.application or not (job.config.profile.env or job.config.profile.app)
+        job for job in jobs if not (job.config.workload.server and (job.config.profile.env or job.config.profile.app))
     ]
     names = {job.config.workload.name for job in jobs} - {job.config.workload.name for job in kept}
     if names:
@@ -318,7 +328,7 @@ def _arms(jobs: Sequence[Job]) -> list[Arm]:
             continue
         values = {axis: job.overrides.get(axis, job.profile if axis == PROFILE_AXIS else "default") for axis in axes}
         plain = {axis: value.strip("'\"") for axis, value in values.items()}
-        if job.config.workload.application is None and len(axes) > 1:
+        if job.config.workload.server is not None and len(axes) > 1:
             plain.pop(PROFILE_AXIS, None)  # it has none
         parts = [value if axis in _GROUPS else f"{axis.split('.')[-1]}={value}" for axis, value in plain.items()]
         name = ",".join(parts) or job.profile

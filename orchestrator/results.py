@@ -350,6 +350,11 @@ def _in_window(completed: np.ndarray, duration_s: float) -> np.ndarray:
     return (completed >= 0) & (completed < duration_s)
 
 
+def _never_finished(samples: pa.Table, duration_s: float) -> np.ndarray:
+    """Mask of the requests of the window that were still in flight after the drain."""
+    return _unfinished(samples) & (samples["sent_at_s"].to_numpy() < duration_s)
+
+
 _PERCENTILES = {
     "latency": {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999},
     "ttft": {"p50": 0.5, "p99": 0.99},
@@ -380,8 +385,7 @@ def compute_metrics(
     in_window = _in_window(completed, duration_s)
     succeeded = in_window & samples["ok"].to_numpy()
     num_successful = int(succeeded.sum())
-    never_finished = _unfinished(samples) & (samples["sent_at_s"].to_numpy() < duration_s)
-    num_failed = int((in_window | never_finished).sum()) - num_successful
+    num_failed = int((in_window | _never_finished(samples, duration_s)).sum()) - num_successful
     total = num_successful + num_failed
     metrics: dict[str, float | int | None] = {
         "num_successful": num_successful,
@@ -537,7 +541,7 @@ def check_validity(
     validity = Validity()
     num_successful, num_failed = metrics["num_successful"] or 0, metrics["num_failed"] or 0
     num_requests = num_successful + num_failed
-    most = _commonest_error(samples)
+    most = _commonest_error(samples, duration_s)
     quoted = most.replace("{", "{{").replace("}", "}}")
     if not num_requests:
         validity.invalidate(
@@ -604,8 +608,9 @@ def check_validity(
     return validity
 
 
-def _commonest_error(samples: pa.Table) -> str:
-    errors = Counter(samples["error"].drop_null().to_pylist())
+def _commonest_error(samples: pa.Table, duration_s: float) -> str:
+    counted = _in_window(completed_at_s(samples), duration_s) | _never_finished(samples, duration_s)
+    errors = Counter(samples["error"].filter(pa.array(counted)).drop_null().to_pylist())
     return "".join(f", most often with {error}" for error, _ in errors.most_common(1))
 
 

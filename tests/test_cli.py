@@ -129,6 +129,17 @@ def test_a_name_that_nobody_reads_is_refused(tmp_path: Path, key: str) -> None:
     assert f"full_key: {key}" in refused(tmp_path / "outputs", f"+{key}=1")
 
 
+def test_flags_never_vanish_where_nothing_is_deployed(tmp_path: Path) -> None:
+    at = ["cluster=endpoint", "cluster.url=http://127.0.0.1:9"]
+    for profile in ("optimized", "baseline,optimized"):
+        said = refused(tmp_path / "outputs", *at, f"profile={profile}", "-m")
+        assert "the flags of profile=optimized cannot" in " ".join(said.split())
+
+
+def test_a_limit_of_cost_where_nothing_is_rented(tmp_path: Path) -> None:
+    assert "nothing is rented" in refused(tmp_path / "outputs", "cluster.max_cost_usd=5")
+
+
 def test_cleanup_says_what_it_cannot_read(tmp_path: Path) -> None:
     """One broken record must not keep it from what the other runs left."""
     for name, text in (
@@ -140,13 +151,13 @@ def test_cleanup_says_what_it_cannot_read(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)
     cleanup = [sys.executable, "-m", "orchestrator.cleanup"]
+    (tmp_path / "e" / "run.json").mkdir(parents=True)
     told = subprocess.run([*cleanup, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (told.returncode, told.stderr) == (1, "")
-    assert [each for each in "abcd" if f"{tmp_path / each}: what it left cannot be found out" in told.stdout] == [
-        *"abc"
-    ]
+    broken = [each for each in "abcde" if f"{tmp_path / each}: what it left cannot be found out" in told.stdout]
+    assert "".join(broken) == "abce"
     assert f"cleanup {tmp_path} --yes" in told.stdout
-    told = subprocess.run([*cleanup, str(tmp_path / "e")], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    told = subprocess.run([*cleanup, str(tmp_path / "f")], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (told.returncode, "there is no directory" in told.stderr) == (2, True)
 
 

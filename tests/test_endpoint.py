@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +28,10 @@ AT = "cluster=endpoint"
     [
         ([], "must be an address"),
         (["cluster.url=ftp://x"], "must be an address"),
-        (["cluster.url=http://x:99999"], "cluster.url is not an address: Port out of range"),
+        (["cluster.url=http://a..b"], "cluster.url is not an address, found 'http://a..b'"),
+        (["cluster.url='http://me:hunter2 x@host'"], "neither a password"),
+        (["cluster.url=http://me:pa/ss@host"], "neither a password"),
+        (["cluster.url=http://x:99999"], "cluster.url is not an address, found .*: Port out of range"),
         (["cluster.url='http://a b/'"], "cluster.url holds a space"),
         (["cluster.url=http://x", "cluster.redeploy=per_repeat"], "cluster.redeploy must be never"),
         (["cluster.url=http://me:secret@x"], "neither a password"),
@@ -63,7 +69,7 @@ def test_distance_takes_no_request(compose: Compose) -> None:
         assert found > 0
         assert server.stats()["num_requests"] == 0
         service.snapshot()
-    with pytest.raises(ServiceError, match="nobody answers at"):
+    with pytest.raises(ServiceError, match="nobody listens at"):
         service.snapshot()
 
 
@@ -95,7 +101,50 @@ def test_a_server_that_dies_under_load(tmp_path: Path) -> None:
             time.sleep(0.1)
     printed, _ = run.communicate(timeout=300)
     assert run.returncode == 1, printed
-    assert printed.count(f"nobody answers at {server.url} any more") == 2, printed
+    assert printed.count(f"nobody listens at {server.url} any more") == 2, printed
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers with the token it was sent."""
+
+    def do_GET(self) -> None:
+        body = self.headers["Authorization"].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on the terminal."""
+
+
+@pytest.mark.e2e
+def test_a_token_that_is_answered_is_not_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locustfile = tmp_path / "quoting.py"
+    locustfile.write_text(
+        "from locust import FastHttpUser, task\n\n\nclass User(FastHttpUser):\n"
+        "    @task\n    def mark(self) -> None:\n"
+        "        with self.client.get('/', catch_response=True) as response:\n"
+        "            response.failure(f'said: {response.text[7:]}')\n"
+        "    @task\n    def leave(self) -> None:\n"
+        "        raise ValueError(self.client.get('/').text[7:])\n"
+    )
+    monkeypatch.setenv("MY_TOKEN", CANARY)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        at = [AT, f"cluster.url=http://127.0.0.1:{server.server_port}", "cluster.token_env=MY_TOKEN"]
+        command = [sys.executable, "-m", "orchestrator", *at, f"workload.client.locustfile={locustfile}"]
+        command += [f"outputs={tmp_path}/outputs", "sweep=quick", "sweep.concurrency=[2]", "sweep.repeats=1"]
+        command += ["sweep.warmup_s=0.5", "sweep.duration_s=1"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        server.shutdown()
+    assert done.returncode == 3, done.stdout + done.stderr
+    samples = pq.read_table(next((tmp_path / "outputs").rglob("samples.parquet")))
+    assert {"said: ***", "task_error: ValueError: ***"} & set(samples["error"].to_pylist())
+    assert "ValueError: ***" in next((tmp_path / "outputs").rglob("client.log")).read_text()
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+    assert CANARY not in done.stdout + done.stderr
 
 
 @pytest.mark.e2e

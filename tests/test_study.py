@@ -290,7 +290,8 @@ def test_a_run_without_a_price_says_how_to_declare_one(
 @pytest.mark.parametrize(
     ("workers", "usd"),
     [
-        ("[{instance_type: m7a.4xlarge}]", 0.243 + 0.927),
+        ("[{instance_type: m7a.4xlarge}]", 0.243 + 10 * 0.927),  # as many as the SDK allows where nothing is said
+        ("[{instance_type: m7a.4xlarge, min_nodes: 1, max_nodes: 1}]", 0.243 + 0.927),
         ("[{instance_type: m7a.4xlarge, min_nodes: 1, max_nodes: 3}]", 0.243 + 3 * 0.927),
         ("[{instance_type: m7a.48xlarge}]", None),
     ],

@@ -324,6 +324,13 @@ def exit_with_parent() -> None:
     os._exit(1)
 
 
+class WithoutToken(logging.Formatter):
+    """What a task raises may quote what was answered, and that may repeat the token."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 class FirstRecords(logging.Filter):
     """Keeps one error, repeated for ever, from filling the disk."""
 
@@ -343,11 +350,10 @@ def main() -> None:
 
     handler = logging.StreamHandler()
     handler.addFilter(FirstRecords())
-    logging.basicConfig(
-        level=logging.INFO,
-        handlers=[handler],
-        format=f"%(asctime)s client_process={spec['index']} %(levelname)s %(name)s: %(message)s",
+    handler.setFormatter(
+        WithoutToken(f"%(asctime)s client_process={spec['index']} %(levelname)s %(name)s: %(message)s")
     )
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     send_once()
     recorder = Recorder()
     environment = make_environment(spec)

@@ -42,7 +42,7 @@ from orchestrator.clusters.remote import (
     stage,
     token_of,
 )
-from orchestrator.config import ClusterConfig, Config, render_application
+from orchestrator.config import SDK_MAX_NODES, SDK_MIN_NODES, ClusterConfig, Config, render_application
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import protocol_channel, say, uninterrupted
 from orchestrator.secrets import Secret, redact
@@ -352,7 +352,7 @@ def _check_machines(cluster: ClusterConfig) -> None:
         instance_type = node.get("instance_type")
         if not isinstance(instance_type, str) or not re.fullmatch(r"\S+", instance_type):
             raise ConfigError(f"cluster.{key} needs an instance_type, found {dict(node)}")
-        fewest, most = node.get("min_nodes", 1), node.get("max_nodes", 1)
+        fewest, most = node.get("min_nodes", SDK_MIN_NODES), node.get("max_nodes", SDK_MAX_NODES)
         if not (type(fewest) is type(most) is int and 0 <= fewest <= most and most > 0):
             raise ConfigError(f"cluster.{key}: min_nodes must not be above max_nodes, found {dict(node)}")
 

@@ -1,5 +1,6 @@
 """An address that answers already, Ray or not: nothing is deployed, and what runs behind it cannot be proved."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from orchestrator.clusters.local_ray import check_client, check_client_imports
 from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
 from orchestrator.config import Config, Redeploy
 from orchestrator.errors import ConfigError, ServiceError
+
+_GONE_AFTER_S = 5.0
 
 
 class Endpoint:
@@ -79,9 +82,18 @@ class EndpointService:
         """There is nothing to end."""
 
     def snapshot(self) -> None:
-        """Nobody can look inside. Raises ServiceError when nobody is there any more."""
-        if self.round_trip_ms() is None:
-            raise ServiceError(f"nobody answers at {self._address.url} any more")
+        """Nobody can look inside. Raises ServiceError when nobody listens there any more."""
+        deadline_s = time.monotonic() + _GONE_AFTER_S
+        while True:
+            try:
+                self._address.connect().close()
+                return
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline_s:
+                    raise ServiceError(f"nobody listens at {self._address.url} any more") from None
+            except OSError:  # too busy to take one more is not gone
+                return
+            time.sleep(0.5)
 
     def round_trip_ms(self) -> float | None:
         """Of opening a connection: which request would do nothing here is not known."""

@@ -87,15 +87,23 @@ class Address:
             connection.close()
         return statistics.median(took_ms[1:])  # the first one opens the connection
 
-    def connect_ms(self) -> float | None:
-        """Median time until a connection is open, which no application answers; None where nobody listens."""
+    def connect(self) -> socket.socket:
+        """An open connection, that nobody has answered on. Raises OSError."""
         parts = urlsplit(self.url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
+        return socket.create_connection((parts.hostname, port), timeout=_CONNECT_TIMEOUT_S)
+
+    def connect_ms(self) -> float | None:
+        """Median time until a connection is open, which no application answers; None when one does not open."""
         took_ms = []
         try:
+            with self.connect() as first:  # the name is looked up once, as for load on open connections
+                family, address = first.family, first.getpeername()
             for _ in range(_NUM_ROUND_TRIPS):
-                began_s = time.perf_counter()
-                with socket.create_connection((parts.hostname, port), timeout=_CONNECT_TIMEOUT_S):
+                with socket.socket(family, socket.SOCK_STREAM) as connection:
+                    connection.settimeout(_CONNECT_TIMEOUT_S)
+                    began_s = time.perf_counter()
+                    connection.connect(address)
                     took_ms.append((time.perf_counter() - began_s) * 1000)
         except OSError:
             return None
@@ -246,14 +254,14 @@ def token_of(config: Config) -> Secret | None:
 
 def check_address(key: str, url: str | None) -> None:
     """Raises ConfigError."""
+    if re.search(r"[@?#]", url or ""):  # before anything else, which might quote it
+        raise ConfigError(f"{key} may hold neither a password nor a query; a token's variable is cluster.token_env")
     try:
         parts = urlsplit(url or "")
-        _ = parts.port  # only here is it looked at, and found wrong
+        _ = parts.port, (parts.hostname or "").encode("idna")  # only now are they looked at
     except ValueError as error:
-        raise ConfigError(f"{key} is not an address: {error}") from None
+        raise ConfigError(f"{key} is not an address, found {url!r}: {error}") from None
     if re.search(r"\s", url or ""):
         raise ConfigError(f"{key} holds a space: {url!r}")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError(f"{key} may hold neither a password nor a query; a token's variable is cluster.token_env")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ConfigError(f"{key} must be an address such as http://host:8000, found {url!r}")
