@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from rich.markup import escape
 
 from orchestrator import execute
-from orchestrator.cleanup import left_elsewhere
+from orchestrator.cleanup import SCRATCH_PREFIX, left_elsewhere
 from orchestrator.config import parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError, ServiceError
 from orchestrator.paths import RunPaths, create_run_dir
@@ -36,7 +36,8 @@ SCRATCH = "SERVE_ORCHESTRATOR_SCRATCH"  # where conf/config.yaml lets Hydra writ
 def main() -> int:
     """Exit code as documented in README.md."""
     register()
-    scratch = Path(tempfile.mkdtemp(prefix="serve-orchestrator-"))
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+    _claim = execute.claim(scratch)
     os.environ[SCRATCH] = str(scratch)
     try:
         with interruptible():

@@ -11,6 +11,7 @@ import glob
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.paths import RunPaths
 from orchestrator.process import end_members, members
 
+SCRATCH_PREFIX = "serve-orchestrator-"  # of where Hydra writes while it composes
 _Left = tuple[str, Callable[[], None]]  # what it is, and how it is ended
 
 
@@ -54,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _local() -> Iterator[_Left]:
-    for directory in map(Path, sorted(glob.glob(f"{directory_prefix()}[0-9]*"))):
+    scratch = str(Path(tempfile.gettempdir()) / SCRATCH_PREFIX)
+    for directory in map(Path, sorted([*glob.glob(f"{directory_prefix()}[0-9]*"), *glob.glob(f"{scratch}*")])):
         if not is_claimed(directory):
             names = ", ".join(f"{process.name()} ({process.pid})" for process in members(directory))
             yield f"{directory}: {names or 'no process'}", partial(_end_local, directory)

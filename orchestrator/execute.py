@@ -120,7 +120,7 @@ class Run:
     def __init__(self, plan: Plan, paths: RunPaths, command: list[str]) -> None:
         self.plan = plan
         self.paths = paths
-        self._lock = _lock(paths.root)
+        self._claim = claim(paths.root)
         self.errors: list[str] = []
         self._begun: list[Running] = []
         self._started_at_s = time.monotonic()
@@ -453,8 +453,11 @@ def keep_hydra_record(plan: Plan, paths: RunPaths) -> None:
         shutil.copytree(arm.hydra_dir, paths.hydra_dir(arm.name))
 
 
-def _lock(root: Path) -> int:
-    """Hold the run directory until this process ends, so that nobody resumes a run that is still going."""
+def claim(root: Path) -> int:
+    """Hold a directory until this process ends, so that nobody resumes a run that is still going, or clears it away.
+
+    Raises ConfigError when another one holds it.
+    """
     descriptor = os.open(root, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

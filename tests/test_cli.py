@@ -1,5 +1,6 @@
 """The command as a user types it, up to the first deployment: refusals, dry runs, help. Starts no Ray."""
 
+import os
 import re
 import socket
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator import execute
 from orchestrator.process import members
 from tests.conftest import ROOT
 
@@ -127,6 +129,20 @@ def test_every_experiment_plans(tmp_path: Path, experiment: str) -> None:
 def test_a_name_that_nobody_reads_is_refused(tmp_path: Path, key: str) -> None:
     """Hydra itself suggests the + for a misspelt name, and a limit that is not read would limit nothing."""
     assert f"full_key: {key}" in refused(tmp_path / "outputs", f"+{key}=1")
+
+
+def test_cleanup_removes_what_a_killed_composition_left(tmp_path: Path) -> None:
+    left, held = tmp_path / "serve-orchestrator-left", tmp_path / "serve-orchestrator-held"
+    left.mkdir()
+    held.mkdir()
+    claimed = execute.claim(held)
+    command = [sys.executable, "-m", "orchestrator.cleanup", "--yes", str(tmp_path)]
+    told = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60
+    )
+    os.close(claimed)
+    assert (told.returncode, told.stdout) == (0, f"{left}: no process\n"), told.stderr
+    assert (left.exists(), held.exists()) == (False, True)
 
 
 def test_flags_never_vanish_where_nothing_is_deployed(tmp_path: Path) -> None:

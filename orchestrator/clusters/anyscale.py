@@ -217,7 +217,7 @@ class AnyscaleService:
             found = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
             if found is not None and found["state"] != "TERMINATED":
                 raise ServiceError(f"it exists already and is {found['state']}: it is not ours, and is left alone")
-            with tempfile.TemporaryDirectory(prefix="serve-orchestrator-") as staged:
+            with tempfile.TemporaryDirectory(prefix="so-upload-") as staged:
                 stage(Path(staged))
                 self._say("deploying")
                 self._apply(self._rendered | {"working_dir": staged})

@@ -336,7 +336,7 @@ def _messages(application: Mapping[str, Any]) -> str:
 def _upload(dashboard: _Dashboard) -> str:
     """Give `workloads/` to the cluster; returns its URI. Raises ServiceError."""
     packed = io.BytesIO()
-    with tempfile.TemporaryDirectory(prefix="serve-orchestrator-") as staged:
+    with tempfile.TemporaryDirectory(prefix="so-upload-") as staged:
         stage(Path(staged))
         with zipfile.ZipFile(packed, "w") as package:
             for path in sorted(Path(staged).rglob("*")):
