@@ -54,11 +54,11 @@ def test_what_is_no_number_of_clients(amount: Any) -> None:
 
 @pytest.mark.parametrize("amount", [0, -1, 0.001, True, "8", None, float("inf"), float("nan")])
 def test_what_is_no_rate(amount: Any) -> None:
-    with pytest.raises(ValueError, match="per_s|per second"):
+    with pytest.raises(ValueError, match=r"per_s|per second"):
         Level.of_rate(amount)
 
 
 @pytest.mark.parametrize("name", ["", "10", "c", "c0010-r0", "r250", "r000250.000", "x0010", "c0000", "r000000.00"])
 def test_what_is_no_name(name: str) -> None:
-    with pytest.raises(ValueError, match="level|whole|positive"):
+    with pytest.raises(ValueError, match=r"level|whole|positive"):
         Level.parse(name)
