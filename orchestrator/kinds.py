@@ -86,7 +86,8 @@ def named(key: str, values: Any, base: type[T], trusted: Collection[str] | None 
             f"{key}.{TARGET}={target} must be a dataclass derived from {base.__module__}.{base.__name__}, "
             f"found {kind!r}; ours: {_available(base)}"
         )
-    return checked(key, kind, {name: value for name, value in values.items() if name != TARGET})
+    found: Any = checked(key, kind, {name: value for name, value in values.items() if name != TARGET})
+    return typing.cast(T, found)
 
 
 def target_of(kind: object) -> str:
