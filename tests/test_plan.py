@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.application import service_key, source_digest
+from orchestrator.arms import Arm, Job, primary_cells
 from orchestrator.errors import ConfigError
-from orchestrator.plan import Arm, Job, Plan, _source_digest, make_plan, primary_cells, service_key
+from orchestrator.plan import Plan, make_plan
 from tests.conftest import Compose
 
 
@@ -149,7 +151,7 @@ def test_service_key_knows_source_outside_the_repository(
     keys = []
     for version in (1, 2):
         (tmp_path / "mine.py").write_text(f"def build(args): return {version}\n")
-        _source_digest.cache_clear()  # it holds for one process, in which the source does not change
+        source_digest.cache_clear()  # it holds for one process, in which the source does not change
         keys.append(service_key(config))
     assert keys[0] != keys[1]
 
