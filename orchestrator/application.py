@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
@@ -93,9 +94,61 @@ def _place(cluster: ClusterConfig) -> list[Any]:
 
 @functools.cache
 def source_digest(module: str) -> str | None:
-    """Of all Python files beside the module; None for one that is not found (checked later)."""
-    source = provenance.find_module(module)
-    return None if source is None else digest([path.read_text() for path in sorted(source.parent.glob("*.py"))])
+    """Of all that the module runs from (`_source_files`); None for one that is not found (checked later)."""
+    if provenance.find_module(module) is None:
+        return None
+    files = _source_files(module)
+    return digest({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()})
+
+
+def _source_files(module: str) -> dict[str, Path]:
+    """Every file of the module's package, in folders below it too, and the modules of ours that it imports elsewhere.
+
+    Data counts, for a service may read it. So does a client's file that lies there: which of its files a service
+    reads cannot be known, and a resume with another client would mix two measurements as well. Of a module without a
+    package only what it imports counts: whatever else lies beside it is anybody's. Imports are read and not run, so one
+    that a function call makes (`importlib`) is not seen outside the package.
+    """
+    files: dict[str, Path] = {}
+    todo = _with_packages(module)
+    while todo:
+        name = todo.pop()
+        path = provenance.find_module(name)
+        if name in files or path is None or (name != module and "site-packages" in path.parts):
+            continue
+        files[name] = path
+        todo += _imported(name, path)
+    source = files[module]
+    if "." in module or source.name == "__init__.py":
+        for path in source.parent.rglob("*"):
+            parts = path.relative_to(source.parent).parts
+            if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in parts):
+                files["/".join(parts)] = path
+    return files
+
+
+def _imported(module: str, path: Path) -> list[str]:
+    """Dotted names that a module may import when it runs, and the packages that they are in."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+    except SyntaxError:
+        return []  # said by `check_source`
+    names = []
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = [*above, *([node.module] if node.module else [])]
+            names += [".".join([*base, alias.name]) for alias in node.names]
+    return [each for name in names for each in _with_packages(name)]
+
+
+def _with_packages(name: str) -> list[str]:
+    """A dotted name and the packages that it is in, whose `__init__` runs as well."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 @functools.cache
