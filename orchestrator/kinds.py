@@ -10,6 +10,7 @@ written it, so there only classes of ours are taken, and modules that the user s
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -57,7 +58,7 @@ def checked(key: str, section: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(f"{key} must be a mapping of {', '.join(_names(section))}, found {values!r}")
     _refuse_unknown(key, section, values)
     try:
-        made: Any = TypeAdapter(section).validate_python(dict(values))
+        made: Any = _adapter(section).validate_python(dict(values))
     except ValidationError as error:
         raise ConfigError("\n".join(_in_words(key, section, each) for each in error.errors())) from None
     return typing.cast(T, made)
@@ -90,9 +91,23 @@ def named(key: str, values: Any, base: type[T], trusted: Collection[str] | None 
     return typing.cast(T, found)
 
 
+def check_number(key: str, value: Any, *, whole: bool = False, above_0: bool = False) -> None:
+    """Of a value that no dataclass declares, such as a workload's own. Raises ConfigError unless it is such a number."""
+    kind = (Count if above_0 else WholeNumber) if whole else (Positive if above_0 else Amount)
+    try:
+        _adapter(kind).validate_python(value)
+    except ValidationError:
+        raise ConfigError(f"{key} must be {_described(kind)}, found {value!r}") from None
+
+
 def target_of(kind: object) -> str:
     """The `_target_` of an object that `named` made."""
     return f"{type(kind).__module__}.{type(kind).__qualname__}"
+
+
+@functools.cache  # building one takes longer than using it a hundred times
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _imported(what: str, module_name: str) -> Any:
@@ -148,16 +163,19 @@ def _in_words(key: str, section: type, error: Any) -> str:
 
 
 def _wanted(section: Any, path: list[str]) -> str:
-    """The description of the field's type, from its annotation; "" without one."""
+    """What the field that `path` leads to may hold; "" where its type says it in pydantic's words alone."""
     for name in path:
         if not dataclasses.is_dataclass(section):
             break
         section = typing.get_type_hints(typing.cast(type, section), include_extras=True).get(name)
-    found = [section, *typing.get_args(section)]
-    while found:
-        one = found.pop(0)
-        if isinstance(one, FieldInfo) and one.description:
-            return one.description
+    return _described(section)
+
+
+def _described(kind: Any) -> str:
+    """The description in an annotation, alone or in a union with None."""
+    for one in (kind, *typing.get_args(kind)):
         if typing.get_origin(one) is Annotated:
-            found += typing.get_args(one)[1:]
+            for extra in typing.get_args(one)[1:]:
+                if isinstance(extra, FieldInfo) and extra.description:
+                    return extra.description
     return ""

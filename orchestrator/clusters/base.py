@@ -1,17 +1,20 @@
-"""What every cluster gives: a service that runs, and what is asked of it before and after load."""
+"""What every cluster is asked for: to bring a service up, and what that service is asked before and after load."""
 
+import dataclasses
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
-from orchestrator.application import check_replicas, check_source, service_env
-from orchestrator.clusters.flags import check_direct_streaming, check_flags
-from orchestrator.config import Config
 from orchestrator.errors import ConfigError, TrialError
+from orchestrator.kinds import Amount, Count, Positive, WholeNumber, target_of
 from orchestrator.secrets import Secret
+from orchestrator.sections import ServiceConfig
 
 ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
 _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
@@ -35,12 +38,91 @@ class Running(Protocol):
     def round_trip_ms(self) -> float | None: ...  # of a request that does nothing; None on this machine
 
 
-def check_deployed(config: Config) -> None:
-    """What every cluster that deploys something refuses, known without starting Ray. Raises ConfigError."""
-    check_flags(service_env(config))
-    check_direct_streaming(config)
-    check_source(config)
-    check_replicas(config)
+@dataclass(kw_only=True)
+class Cluster(ABC):
+    """Where services run. Derive a dataclass from it: its fields are the keys of its YAML beside these."""
+
+    name: str
+    num_cpus: Count  # logical CPUs that replicas can have
+    num_gpus: WholeNumber = 0
+    gpus_per_model_replica: Amount = 0  # what a replica that holds a model asks for
+    client_processes: Count  # load generator processes at most, and no more than cores here
+    redeploy: Literal["per_repeat", "never"] = "per_repeat"  # never: one deployment an arm, so repeats are no replicates
+    max_live_services: Count = 1  # services that are up at the same time
+    startup_timeout_s: Positive = 300
+    env: dict[str, Any] = field(default_factory=dict)  # settings that reach every arm and so are not the treatment
+
+    deploys: ClassVar[bool] = True  # whether what the workload says is brought up; False: what answers is others'
+
+    def settings_env(self, config: ServiceConfig) -> dict[str, str]:
+        """Environment variables that every arm has, whatever its flags: of the cluster and of the workload."""
+        return {**self.env, **config.workload.env}
+
+    def service_env(self, config: ServiceConfig) -> dict[str, str]:
+        """Environment variables of every process of the service: the settings, and over them the profile's flags."""
+        return self.settings_env(config) | config.profile.env
+
+    @abstractmethod
+    def check(self, config: ServiceConfig) -> None:
+        """Refuse what cannot work, as far as it can be known without importing or asking anybody. Raises ConfigError."""
+
+    def check_live(self, config: ServiceConfig) -> None:
+        """Refuse what cannot work and takes seconds to find out; just before the first deployment. Raises ConfigError."""
+
+    @abstractmethod
+    def rendered(self, config: ServiceConfig, name: "ServiceName") -> str:
+        """`service.yaml`, as a dry run shows it."""
+
+    @abstractmethod
+    def service(
+        self, config: ServiceConfig, name: "ServiceName", log_dir: Path, on_status: Callable[[str], None]
+    ) -> AbstractContextManager["Running"]:
+        """One service: asked for on entering, ended on leaving, however that comes about.
+
+        Writes `service.yaml` and its logs into `log_dir`. Entering raises ServiceError where it cannot even be asked
+        for; whether it is ready is `Running.wait_ready`'s to find out.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """What of this cluster makes two services the same one: its kind, what it hands out, and its own keys."""
+        shared = {each.name for each in dataclasses.fields(Cluster)} - {"num_cpus", "num_gpus"}
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in shared}
+        return {"kind": target_of(self)} | values
+
+    def bring_up_s(self, config: ServiceConfig) -> float:
+        """Estimate in seconds, of one service: seen on 2 slow cores."""
+        return 60.0 if config.model else 20.0
+
+    def machines(self) -> list[tuple[str, int]]:
+        """Types of the machines that one service rents, and how many of each at most."""
+        return []
+
+    def hourly_usd(self) -> float | None:
+        """What one service costs in USD an hour by the declared prices; None where one is missing or nothing is rented."""
+        return None
+
+    def unpriced(self) -> list[str]:
+        """Machines that are rented and have no declared price."""
+        return []
+
+    def cost_limit_usd(self) -> float | None:
+        """The most that a run may cost, USD; None = no limit."""
+        return None
+
+
+@dataclass(kw_only=True)
+class SharedCluster(Cluster):
+    """One where services of other runs stand beside ours, and outlive the orchestrator that began them."""
+
+    service_prefix: str = "so"  # services are called <prefix>-<run>-<number>
+
+    @abstractmethod
+    def left_over(self, config: ServiceConfig, names: Sequence["ServiceName"]) -> dict["ServiceName", str]:
+        """Those of these services that a run left behind, with their state. Raises ServiceError."""
+
+    @abstractmethod
+    def end(self, config: ServiceConfig, name: "ServiceName", log_dir: Path) -> None:
+        """End a service that its run left behind. Raises ServiceError when it is still there in the end."""
 
 
 def healthy_snapshot(running: Running) -> dict[str, Any] | None:
