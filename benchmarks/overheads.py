@@ -16,8 +16,9 @@ from pathlib import Path
 
 import hydra
 
+from orchestrator.arms import Job
 from orchestrator.config import parse, register
-from orchestrator.plan import Job, make_plan
+from orchestrator.plan import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 7

@@ -22,11 +22,13 @@ from omegaconf import DictConfig
 from rich.markup import escape
 
 from orchestrator import execute
+from orchestrator.application import service_key
+from orchestrator.arms import Job
 from orchestrator.cleanup import SCRATCH_PREFIX, left_elsewhere
 from orchestrator.config import parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError, ServiceError
 from orchestrator.paths import RunPaths, create_run_dir
-from orchestrator.plan import Job, Plan, make_plan, service_key
+from orchestrator.plan import Plan, make_plan
 from orchestrator.process import Interrupted, interruptible
 from orchestrator.progress import console, line, print_plan, print_results
 

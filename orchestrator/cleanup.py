@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator import execute, results
-from orchestrator.clusters.local_ray import directory_prefix, is_claimed
+from orchestrator.clusters.local import directory_prefix
 from orchestrator.config import register
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.paths import RunPaths
-from orchestrator.process import end_members, members
+from orchestrator.process import end_members, is_claimed, members
 
 SCRATCH_PREFIX = "serve-orchestrator-"  # of where Hydra writes while it composes
 _Left = tuple[str, Callable[[], None]]  # what it is, and how it is ended

@@ -13,51 +13,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import results
+from orchestrator.arms import Arm, primary_cells
+from orchestrator.clients.check import check_client, check_client_imports
 from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
 from orchestrator.clients.processes import Level
 from orchestrator.clients.vllm_bench import VllmBenchClient
 from orchestrator.clusters.anyscale import Anyscale
+from orchestrator.clusters.base import Running, ServiceName, changes, check_engines, healthy_snapshot
 from orchestrator.clusters.endpoint import Endpoint
 from orchestrator.clusters.existing import Existing
-from orchestrator.clusters.local_ray import LocalRay, client_environment
-from orchestrator.clusters.remote import ServiceName
+from orchestrator.clusters.local import LocalRay
 from orchestrator.config import ClientKind, ClusterKind, Config, parse
+from orchestrator.cost import cost_usd, machines
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
-from orchestrator.plan import Arm, Plan, Service, Trial, Wave, cost_usd, machines, plan_arms, primary_cells
-from orchestrator.process import Interrupted
+from orchestrator.plan import Plan, Service, Trial, Wave, plan_arms
+from orchestrator.process import Interrupted, client_environment
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
 from orchestrator.secrets import Secret
-
-ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
-_HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
-
-
-class Running(Protocol):
-    """A service that was started, as a cluster backend yields it."""
-
-    urls: list[str]  # more than one: independent servers, with nothing before them
-    token: Secret | None  # what its addresses want as bearer
-    effective: dict[str, Any]  # what it says about itself, once it is ready
-
-    def wait_ready(self) -> None: ...
-
-    def begin_stop(self) -> None: ...
-
-    def end(self) -> None: ...  # all of it, once; a local service ends with this process
-
-    def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
-
-    def round_trip_ms(self) -> float | None: ...  # of a request that does nothing; None on this machine
-
 
 CLUSTERS: dict[ClusterKind, Any] = {
     ClusterKind.local: LocalRay,
@@ -73,9 +54,11 @@ def preflight(plan: Plan, live: bool) -> None:
     `live`: also import each workload, and ask the cluster, which takes seconds.
     """
     for arm in plan.arms:
+        check_client(arm.config)
         CLUSTERS[arm.config.cluster.kind]().check(arm.config)
     _check_cost(plan)
     for arm in plan.arms if live else ():
+        check_client_imports(arm.config)
         CLUSTERS[arm.config.cluster.kind]().check_live(arm.config)
 
 
@@ -321,7 +304,7 @@ class Run:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
         config, sweep = trial.arm.config, trial.arm.config.sweep
         colocated = urlsplit(running.urls[0]).hostname in ("127.0.0.1", "localhost", "::1")
-        before = _healthy_snapshot(running)
+        before = healthy_snapshot(running)
         client = _client(config, running.token)
         distance_ms = running.round_trip_ms()
         level = Level(trial.concurrency, sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
@@ -332,8 +315,8 @@ class Run:
         after = running.snapshot()
         server = None
         if before is not None and after is not None:
-            _check_engines(before, after)
-            server = _changes(before, after)
+            check_engines(before, after)
+            server = changes(before, after)
         samples = results.read_samples(directory / "samples.parquet")
         metrics = results.compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
         validity = results.check_validity(
@@ -472,20 +455,6 @@ def _is_far(distance_ms: float | None, metrics: Mapping[str, Any]) -> bool:
     return distance_ms is not None and latency_ms is not None and distance_ms > latency_ms / 2
 
 
-def _healthy_snapshot(running: Running) -> dict[str, Any] | None:
-    deadline = time.monotonic() + _HEALTHY_TIMEOUT_S
-    while True:
-        snapshot = running.snapshot()
-        if snapshot is None:
-            return None
-        if not snapshot["unhealthy"] and snapshot["listener"] is not None:
-            return snapshot
-        if time.monotonic() > deadline:
-            found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
-            raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
-        time.sleep(0.5)
-
-
 def _client(config: Config, token: Secret | None) -> LocustClient | VllmBenchClient:
     """Who drives the load of one trial. A token travels by environment, to the client processes alone."""
     client, env = config.workload.client, client_environment()
@@ -496,36 +465,6 @@ def _client(config: Config, token: Secret | None) -> LocustClient | VllmBenchCli
     # More processes than cores would only start late and stand in each other's way.
     num_processes = min(config.cluster.client_processes, len(os.sched_getaffinity(0)))
     return LocustClient(client.locustfile, client.options, num_processes, env)
-
-
-def _check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Without its engine a server only answers with errors: there is nothing to measure. Raises TrialError."""
-    if before["actors"] is None or after["actors"] is None:
-        return
-    alive = {actor["id"] for actor in after["actors"]}
-    gone = [each for each in before["actors"] if each["kind"] == ENGINE_KIND and each["id"] not in alive]
-    if gone:
-        names = ", ".join(f"{each['name']} (pid {each['pid']})" for each in gone)
-        raise TrialError(f"the engine {names} died under load; its log: {gone[0].get('log')}")
-
-
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Actors that were there before the load and are not after it, and what Serve calls unhealthy now.
-
-    Ray restarts an actor under its old id, so the same one is the same id in the same process.
-    """
-    if before["actors"] is None or after["actors"] is None:  # nobody answered who could tell
-        return {"restarted": None, "failed": None, "actors": None}
-    alive = {(actor["id"], actor["pid"]) for actor in after["actors"]}
-    gone = [actor for actor in before["actors"] if (actor["id"], actor["pid"]) not in alive]
-    failed = [actor["name"] for actor in gone if actor["kind"] != "ServeReplica"] + after["unhealthy"]
-    if after["listener"] is None:
-        failed.append("HTTP listener")
-    return {
-        "restarted": [actor["name"] for actor in gone if actor["kind"] == "ServeReplica"],
-        "failed": failed,
-        "actors": [actor["name"] for actor in after["actors"]],
-    }
 
 
 def _plan_record(plan: Plan) -> dict[str, Any]:

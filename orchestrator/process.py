@@ -7,10 +7,14 @@ overwrites their environment) an open file below that directory.
 
 import contextlib
 import ctypes
+import fcntl
+import functools
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +22,8 @@ from types import FrameType
 from typing import Any, TextIO
 
 import psutil
+
+from orchestrator import provenance
 
 MARKER = "SERVE_ORCHESTRATOR_SERVICE"
 
@@ -187,3 +193,44 @@ def _shared_memory(process: psutil.Process) -> set[Path]:
     except OSError:
         return set()
     return {Path("/dev/shm") / name for name in re.findall(r"/dev/shm/(psm_\w+)$", maps, re.MULTILINE)}
+
+
+def is_claimed(directory: Path) -> bool:
+    """Whether a live orchestrator holds this service directory."""
+    claim = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(claim)
+    return False
+
+
+def client_environment() -> dict[str, str]:
+    """The clean environment plus what a child needs to import the workloads: nothing of any service's."""
+    search = os.pathsep.join(map(str, provenance.search_path()))
+    return clean_environment() | {"PYTHONPATH": search, "PYTHONUNBUFFERED": "1"}
+
+
+@functools.cache  # arms share modules
+def import_trouble(module: str, timeout_s: float) -> str | None:
+    """Import a module, or run a .py file, in a child process: what went wrong, with the end of its traceback."""
+    load = f"import runpy; runpy.run_path({module!r})" if module.endswith(".py") else f"import {module}"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", load],
+            env=client_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        return f"is not imported after {timeout_s:g} s"
+    return f"does not import:\n{last_lines(done.stderr, 4)}" if done.returncode else None
+
+
+def last_lines(text: str, count: int) -> str:
+    """The end of a log or a traceback."""
+    return "\n".join(text.strip().splitlines()[-count:])

@@ -17,9 +17,11 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Column, Table
 
+from orchestrator.arms import comparisons, primary_cells
 from orchestrator.clients.processes import Live
 from orchestrator.config import Redeploy
-from orchestrator.plan import Plan, Service, Trial, comparisons, hourly_usd, machines, primary_cells
+from orchestrator.cost import hourly_usd, machines
+from orchestrator.plan import Plan, Service, Trial
 
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
 _STREAM_COLUMNS = {

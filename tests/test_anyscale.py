@@ -27,7 +27,8 @@ from orchestrator.clusters.anyscale import (
     render_service,
     service_yaml,
 )
-from orchestrator.clusters.remote import ServiceName, stage
+from orchestrator.clusters.base import ServiceName
+from orchestrator.clusters.remote import stage
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import Interrupted, interruptible

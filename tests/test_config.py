@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.clusters.local_ray import LocalRay, check_flags
-from orchestrator.config import render_application
+from orchestrator.application import render_application
+from orchestrator.clients.check import check_client_imports
+from orchestrator.clusters.flags import check_flags
 from orchestrator.errors import ConfigError
 from tests.conftest import ROOT, Compose
 
@@ -126,7 +127,7 @@ def test_missing_vllm_is_said_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs? vLLM.*pip install '\.\[llm\]'.*make llm"):
-        LocalRay().check_live(compose("workload=vllm", "model=tiny"))
+        check_client_imports(compose("workload=vllm", "model=tiny"))
 
 
 def test_profiles_set_what_the_study_set(compose: Compose) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from orchestrator import execute, results
+from orchestrator.arms import Job
+from orchestrator.clusters.base import changes
 from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
-from orchestrator.execute import _changes
 from orchestrator.paths import RunPaths
-from orchestrator.plan import Job, Trial, make_plan
+from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted
 from tests.conftest import Compose
 
@@ -36,26 +37,26 @@ REPLICA = actor("SERVE_REPLICA::a", "ServeReplica", "r1", 11)
 
 
 def test_nothing_changed() -> None:
-    changes = _changes(snapshot(CONTROLLER, REPLICA), snapshot(REPLICA, CONTROLLER))
-    assert (changes["restarted"], changes["failed"]) == ([], [])
-    assert sorted(changes["actors"]) == ["SERVE_CONTROLLER_ACTOR", "SERVE_REPLICA::a"]
+    found = changes(snapshot(CONTROLLER, REPLICA), snapshot(REPLICA, CONTROLLER))
+    assert (found["restarted"], found["failed"]) == ([], [])
+    assert sorted(found["actors"]) == ["SERVE_CONTROLLER_ACTOR", "SERVE_REPLICA::a"]
 
 
 def test_replaced_replica_is_restarted() -> None:
     new = actor("SERVE_REPLICA::b", "ServeReplica", "r2", 12)
-    changes = _changes(snapshot(CONTROLLER, REPLICA), snapshot(CONTROLLER, new))
-    assert (changes["restarted"], changes["failed"]) == (["SERVE_REPLICA::a"], [])
+    found = changes(snapshot(CONTROLLER, REPLICA), snapshot(CONTROLLER, new))
+    assert (found["restarted"], found["failed"]) == (["SERVE_REPLICA::a"], [])
 
 
 def test_actor_that_ray_restarts_under_its_old_id_has_failed() -> None:
     again = CONTROLLER | {"pid": 99}
-    changes = _changes(snapshot(CONTROLLER, REPLICA), snapshot(again, REPLICA))
-    assert (changes["restarted"], changes["failed"]) == ([], ["SERVE_CONTROLLER_ACTOR"])
+    found = changes(snapshot(CONTROLLER, REPLICA), snapshot(again, REPLICA))
+    assert (found["restarted"], found["failed"]) == ([], ["SERVE_CONTROLLER_ACTOR"])
 
 
 def test_lost_listener_and_unhealthy_deployment_are_failures() -> None:
     after = snapshot(CONTROLLER, REPLICA, listener=None, unhealthy=("Echo: UNHEALTHY",))
-    assert _changes(snapshot(CONTROLLER, REPLICA), after)["failed"] == ["Echo: UNHEALTHY", "HTTP listener"]
+    assert changes(snapshot(CONTROLLER, REPLICA), after)["failed"] == ["Echo: UNHEALTHY", "HTTP listener"]
 
 
 class Stubborn:

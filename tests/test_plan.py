@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
+from orchestrator.application import service_key
+from orchestrator.arms import Arm, Job, primary_cells
 from orchestrator.errors import ConfigError
-from orchestrator.plan import Arm, Job, Plan, _source_digest, make_plan, primary_cells, service_key
+from orchestrator.plan import Plan, make_plan
 from tests.conftest import Compose
 
 
@@ -139,19 +140,6 @@ def test_service_key_is_what_is_deployed(compose: Compose) -> None:
     ):
         assert service_key(compose(other)) != base, other
     assert service_key(compose("workload=streaming")) != service_key(compose("workload=streaming", "workload.ttft_s=1"))
-
-
-def test_service_key_knows_source_outside_the_repository(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    config = compose("workload.application.import_path=mine:build")
-    keys = []
-    for version in (1, 2):
-        (tmp_path / "mine.py").write_text(f"def build(args): return {version}\n")
-        _source_digest.cache_clear()  # it holds for one process, in which the source does not change
-        keys.append(service_key(config))
-    assert keys[0] != keys[1]
 
 
 def test_arms_that_differ_in_the_client_share_a_service(compose: Compose) -> None:

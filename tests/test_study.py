@@ -15,7 +15,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from orchestrator import execute, paths, plan, progress
+from orchestrator import arms, execute, paths, plan, progress
 from orchestrator.clusters.anyscale import PROBE_ROUTE
 from orchestrator.config import parse, register
 from orchestrator.errors import ConfigError
@@ -172,7 +172,7 @@ def planned(experiment: str, *overrides: str) -> plan.Plan:
         for values in itertools.product(*swept.values()):
             chosen = dict(zip(swept, values, strict=True))
             job = hydra.compose("config", [*fixed, *(f"{key}={value}" for key, value in chosen.items())])
-            jobs.append(plan.Job(parse(job), chosen, chosen["profile"]))
+            jobs.append(arms.Job(parse(job), chosen, chosen["profile"]))
     return plan.make_plan(jobs, seed=0)
 
 

@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from orchestrator.clusters.engine import declared_differences, engine_settings
-from orchestrator.clusters.local_ray import _Claim, _Driver, client_environment
+from orchestrator.clusters.local import _Claim, _Driver
 from orchestrator.clusters.vllm_driver import flags, placement, root_cause
 from orchestrator.errors import ServiceError
-from orchestrator.process import MARKER, end_members, members
+from orchestrator.process import MARKER, client_environment, end_members, members
 from tests.conftest import ROOT
 
 MODULE = "orchestrator.clusters.vllm_driver"

@@ -30,21 +30,20 @@ from typing import Any, NoReturn, TextIO
 
 import yaml
 
-from orchestrator.clusters.local_ray import LocalRay, check_client_imports, client_environment
+from orchestrator.application import render_application, service_env
+from orchestrator.clusters.base import ServiceName, check_deployed
 from orchestrator.clusters.remote import (
     Address,
     Probe,
-    ServiceName,
     Timeout,
     check_address,
     check_uploaded,
-    service_env,
     stage,
     token_of,
 )
-from orchestrator.config import SDK_MAX_NODES, SDK_MIN_NODES, ClusterConfig, Config, render_application
+from orchestrator.config import SDK_MAX_NODES, SDK_MIN_NODES, ClusterConfig, Config
 from orchestrator.errors import ConfigError, ServiceError
-from orchestrator.process import protocol_channel, say, uninterrupted
+from orchestrator.process import client_environment, protocol_channel, say, uninterrupted
 from orchestrator.secrets import Secret, redact
 
 PROBE_ROUTE = "/orchestrator-probe"
@@ -79,7 +78,7 @@ class Anyscale:
     def check(self, config: Config) -> None:
         """Everything that can be known without a token. Raises ConfigError."""
         check_uploaded(config)
-        LocalRay().check(config)
+        check_deployed(config)
         cluster = config.cluster
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", cluster.service_prefix):
             raise ConfigError(
@@ -95,8 +94,7 @@ class Anyscale:
             _token(config)
 
     def check_live(self, config: Config) -> None:
-        """Import the client's file, log in and find the cloud. Raises ConfigError."""
-        check_client_imports(config)
+        """Log in and find the cloud. Raises ConfigError."""
         if importlib.util.find_spec("anyscale") is None:
             raise ConfigError("the Anyscale SDK is not installed here: pip install '.[anyscale]'")
         cluster = config.cluster

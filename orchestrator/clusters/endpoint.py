@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.clusters.local_ray import check_client, check_client_imports
 from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
 from orchestrator.config import Config, Redeploy
 from orchestrator.errors import ConfigError, ServiceError
@@ -19,7 +18,6 @@ class Endpoint:
 
     def check(self, config: Config) -> None:
         """Raises ConfigError."""
-        check_client(config)
         check_address("cluster.url", config.cluster.url)
         if config.profile.env or config.profile.app:
             raise ConfigError(
@@ -33,8 +31,7 @@ class Endpoint:
         token_of(config)
 
     def check_live(self, config: Config) -> None:
-        """Import the client's file in a child process. Raises ConfigError."""
-        check_client_imports(config)
+        """Whether somebody answers is seen when load begins."""
 
     def rendered(self, config: Config, _name: Any) -> str:
         """For a dry run."""

@@ -24,19 +24,18 @@ from typing import Any
 
 import yaml
 
-from orchestrator.clusters.local_ray import LocalRay, check_client_imports
+from orchestrator.application import render_application, service_env
+from orchestrator.clusters.base import ServiceName, check_deployed
 from orchestrator.clusters.remote import (
     Address,
     Probe,
-    ServiceName,
     Timeout,
     check_address,
     check_uploaded,
-    service_env,
     stage,
     token_of,
 )
-from orchestrator.config import Config, render_application
+from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import uninterrupted
 
@@ -57,12 +56,11 @@ class Existing:
         if config.cluster.url is not None:
             check_address("cluster.url", config.cluster.url)
         check_uploaded(config)
-        LocalRay().check(config)
+        check_deployed(config)
         token_of(config)
 
     def check_live(self, config: Config) -> None:
-        """Import the client's file, and see that the flags of the profile hold there. Raises ConfigError."""
-        check_client_imports(config)
+        """See that the flags of the profile hold there. Raises ConfigError."""
         try:
             told = _look(_dashboard(config), config.cluster.url, config.cluster.startup_timeout_s)
         except ServiceError as error:

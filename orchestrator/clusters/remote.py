@@ -13,14 +13,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator import provenance
+from orchestrator.application import engine_arguments
 from orchestrator.clusters.engine import arrived
-from orchestrator.clusters.local_ray import engine_arguments
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.secrets import Secret, redact
@@ -29,8 +28,6 @@ _REQUEST_TIMEOUT_S = 90.0  # the probe asks every Serve actor
 _CONNECT_TIMEOUT_S = 10.0
 _POLL_S = 1.0
 _NUM_ROUND_TRIPS = 9
-# On Anyscale it becomes part of a host name, whose parts may have 63 characters, with a suffix of theirs.
-_MAX_NAME_LENGTH = 50
 
 
 @dataclass(frozen=True)
@@ -176,41 +173,6 @@ class Probe:
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             told = json.loads(self.address.request(f"{self.route}/snapshot"))
         return told | {"listener": {}}  # who listens is not ours to see
-
-
-@dataclass(frozen=True)
-class ServiceName:
-    """Which service it is: unique where names are shared, as long as the run id is among runs with this prefix."""
-
-    prefix: str
-    run_id: str
-    index: int
-    arm: str
-    repeat: int
-
-    @property
-    def service(self) -> str:
-        """`<prefix>-<run id>-<index>` in characters that all take; what had to be changed or cut leaves its digest."""
-        # Looking a service up by name finds substrings, fifty at most: with a fixed width no name is part of another.
-        ending = f"{_plain(self.run_id)}-{self.index:04d}"
-        whole = f"{self.prefix}-{self.run_id}-{self.index:04d}"
-        name = f"{_plain(self.prefix)}-{ending}"
-        if name == whole and len(name) <= _MAX_NAME_LENGTH:
-            return name
-        digest = sha256(whole.encode()).hexdigest()[:8]
-        room = _MAX_NAME_LENGTH - len(ending) - len(digest) - 2
-        if room < 1:
-            raise ConfigError(f"run id {self.run_id!r} is too long for a service name of {_MAX_NAME_LENGTH} characters")
-        return f"{_plain(self.prefix)[:room]}-{digest}-{ending}"
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "-", text)
-
-
-def service_env(config: Config) -> dict[str, str]:
-    """What every process of the service has: settings of cluster and workload, and the flags."""
-    return {**config.cluster.env, **config.workload.env, **config.profile.env}
 
 
 def check_uploaded(config: Config) -> None:

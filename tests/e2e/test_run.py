@@ -19,8 +19,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.clusters.local_ray import directory_prefix, is_claimed
-from orchestrator.process import MARKER, members
+from orchestrator.clusters.local import directory_prefix
+from orchestrator.process import MARKER, is_claimed, members
 from orchestrator.results import SUMMARY_COLUMNS
 
 pytestmark = pytest.mark.e2e

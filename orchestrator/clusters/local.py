@@ -5,14 +5,9 @@ with other Ray clusters on the machine or with another orchestrator. The port bl
 directory named after it, which is atomic, so two orchestrators cannot take the same one.
 """
 
-import ast
-import difflib
 import fcntl
-import functools
-import importlib.util
 import json
 import os
-import re
 import secrets
 import selectors
 import shlex
@@ -29,21 +24,25 @@ from typing import Any
 
 import yaml
 
-from orchestrator import provenance
-from orchestrator.config import ClientKind, Config, gpus_of_server, render_application
+from orchestrator.application import (
+    check_module,
+    engine_arguments,
+    gpus_of_server,
+    render_application,
+    service_env,
+    settings_env,
+)
+from orchestrator.clusters.base import check_deployed
+from orchestrator.clusters.flags import OURS
+from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
-from orchestrator.process import MARKER, clean_environment, end_members, listener, uninterrupted
+from orchestrator.process import MARKER, client_environment, end_members, last_lines, listener, uninterrupted
 
 # Below Linux's ephemeral range (32768 on), where Ray's workers take their own ports.
 _FIRST_PORT, _LAST_PORT, _BLOCK_PORTS = 10000, 32000, 200
 _DIRECTORY_PREFIX = "so-"  # short: Ray puts UNIX sockets below it, and their paths may have 107 characters
 _SNAPSHOT_TIMEOUT_S = 60.0
 _LOG_TAIL_BYTES = 1 << 20
-# A flag that Ray refuses, or ignores, without another.
-_DIRECT_STREAMING = "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"
-_NEEDS = {_DIRECT_STREAMING: "RAY_SERVE_ENABLE_HA_PROXY"}
-# What isolates a service from its neighbours, so no profile may declare it.
-_OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_TMPDIR", "RAY_ADDRESS"})
 
 
 def directory_prefix() -> str:
@@ -92,16 +91,7 @@ class LocalRay:
 
     def check(self, config: Config) -> None:
         """Everything that can be known without starting Ray. Raises ConfigError."""
-        check_flags({**config.cluster.env, **config.workload.env, **config.profile.env})
-        if config.workload.application is not None:
-            _check_source(config.workload.application["import_path"])
-            ingress = (render_application(config).get("args") or {}).get("ingress_deployment_config")
-            if ingress and config.profile.env.get(_DIRECT_STREAMING) == "1":
-                raise ConfigError(
-                    f"{_DIRECT_STREAMING}=1 has no ingress to configure, found {ingress}; the profile takes it away "
-                    "with app.args.ingress_deployment_config: null, as profile=direct_streaming does"
-                )
-        check_client(config)
+        check_deployed(config)
         port = config.cluster.http_port
         if port is not None and not _is_free(port):
             holder = listener(port)
@@ -109,13 +99,9 @@ class LocalRay:
             raise ConfigError(f"cluster.http_port={port} is in use{by}; choose another, or null for a free one")
 
     def check_live(self, config: Config) -> None:
-        """Import the application and the client's file, each in a child process. Raises ConfigError."""
-        _check_vllm(config)
-        modules = [config.workload.client.locustfile]
+        """Import the application in a child process. Raises ConfigError."""
         if config.workload.application is not None:
-            modules.append(config.workload.application["import_path"].split(":")[0])
-        for module in modules:
-            _check_module(module, config)
+            check_module(config.workload.application["import_path"].split(":")[0], config)
 
     def rendered(self, config: Config, _name: Any) -> str:
         """`service.yaml`, for a dry run."""
@@ -143,7 +129,7 @@ class LocalRay:
             module, spec = _driver_spec(config, claim, ports, log_dir)
             with uninterrupted():
                 driver = _Driver(module, spec, _service_environment(config, claim), log_dir / "driver.log")
-            isolation_env = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
+            isolation_env = sorted({*OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
             urls = [f"http://127.0.0.1:{port}" for port in ports]
             yield LocalService(urls, driver, isolation_env, (config.cluster.startup_timeout_s, on_status))
         finally:
@@ -279,57 +265,8 @@ class _Driver:
             code: int | None = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             code = None
-        tail = _last_lines(self._log.read_text(errors="replace"), 15)
+        tail = last_lines(self._log.read_text(errors="replace"), 15)
         return ServiceError(f"the service's driver ended (exit code {code}):\n{tail}\nLog: {self._log}")
-
-
-def check_client(config: Config) -> None:
-    """The client's file exists. Raises ConfigError."""
-    locustfile = config.workload.client.locustfile
-    found = Path(locustfile) if locustfile.endswith(".py") else provenance.find_module(locustfile)
-    if found is None or not found.is_file():
-        raise ConfigError(f"workload.client.locustfile={locustfile!r}: no such file or module")
-
-
-def check_client_imports(config: Config) -> None:
-    """What drives the load can be imported here. Raises ConfigError."""
-    _check_vllm(config)
-    _check_module(config.workload.client.locustfile, config)
-
-
-def _check_module(module: str, config: Config) -> None:
-    """Import it in a child process. Raises ConfigError with the end of its traceback."""
-    extra = config.workload.extra
-    if trouble := _import_trouble(module, config.cluster.startup_timeout_s):
-        raise ConfigError(f"{module} {trouble}" + (f"\nIt needs: pip install '.[{extra}]'" if extra else ""))
-
-
-@functools.cache  # arms share modules
-def _import_trouble(module: str, timeout_s: float) -> str | None:
-    load = f"import runpy; runpy.run_path({module!r})" if module.endswith(".py") else f"import {module}"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", load],
-            env=client_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
-    except subprocess.TimeoutExpired:
-        return f"is not imported after {timeout_s:g} s"
-    return f"does not import:\n{_last_lines(done.stderr, 4)}" if done.returncode else None
-
-
-def _check_vllm(config: Config) -> None:
-    """Here, because importing an application that needs vLLM takes many seconds and says less."""
-    client = config.workload.client.kind is ClientKind.vllm_bench
-    if (client or config.model) and importlib.util.find_spec("vllm") is None:
-        who = f"workload {config.workload.name}" + (" and its client need" if client else " needs")
-        raise ConfigError(
-            f"{who} vLLM, which is not installed in {sys.prefix}. With a GPU: pip install '.[llm]'   "
-            "Without: make llm, then .venv-llm/bin/python -m orchestrator ..."
-        )
 
 
 def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path) -> tuple[str, dict[str, Any]]:
@@ -337,7 +274,7 @@ def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path)
     spec = {
         "directory": str(claim.directory),
         "declared_env": config.profile.env,
-        "cluster_env": {**config.cluster.env, **config.workload.env},
+        "cluster_env": settings_env(config),
         "log_dir": str(log_dir),
     }
     server = config.workload.server
@@ -355,12 +292,6 @@ def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path)
     }
 
 
-def engine_arguments(config: Config) -> dict[str, Any] | None:
-    """The engine arguments of the application as it is deployed; None for one without a model."""
-    llm_configs = (render_application(config).get("args") or {}).get("llm_configs")
-    return llm_configs[0]["engine_kwargs"] if llm_configs else None
-
-
 def render_service(config: Config, http_port: int | None) -> dict[str, Any]:
     """The Serve deploy config of one arm, or what vLLM's servers are given. `http_port` None: not chosen yet."""
     if config.workload.server is not None:
@@ -374,81 +305,12 @@ def render_service(config: Config, http_port: int | None) -> dict[str, Any]:
 
 def service_yaml(config: Config, http_port: int | None) -> str:
     """`service.yaml`, headed by the command that runs the same service by hand."""
-    env = {**config.cluster.env, **config.workload.env, **config.profile.env}
-    setting = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(env.items()))
+    setting = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(service_env(config).items()))
     command = "serve run service.yaml"
     if config.workload.server is not None:
         command = "python -m vllm.entrypoints.openai.api_server, as the first line of server-<i>.log has it"
     head = f"# By hand, from the repository's root:\n#   {setting}{command}\n"
     return head + yaml.safe_dump(render_service(config, http_port), sort_keys=False)
-
-
-def check_flags(env: Mapping[str, str]) -> None:
-    """Refuse RAY_* variables that the installed Ray does not know. Raises ConfigError with the nearest names.
-
-    The names are read from Ray's source, which takes a fraction of a second where importing Ray takes several.
-    """
-    asked = [name for name in env if name.startswith("RAY_")]
-    if not asked:
-        return
-    root = _ray_root()
-    known: set[str] = set()
-    for name, needed in _NEEDS.items():
-        if env.get(name) == "1" and env.get(needed) != "1":
-            raise ConfigError(f"{name}=1 needs {needed}=1 in the same profile, found {env.get(needed, 'nothing')}")
-    for folder in ("serve", "llm", "_private", "_common"):
-        for path in (root / folder).rglob("*.py"):
-            known.update(re.findall(r"\bRAY_[A-Za-z0-9_]+\b", path.read_text(errors="replace")))
-    for name in asked:
-        if name in _OURS:
-            raise ConfigError(f"{name} is set by the orchestrator for each service and cannot be declared")
-        # Ray's C++ settings (RAY_<lower case>) stand in the binary without their prefix.
-        if name in known or (not name.isupper() and _in_raylet(root, name.removeprefix("RAY_"))):
-            continue
-        nearest = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
-        advice = f"; nearest known: {', '.join(nearest)}" if nearest else ""
-        raise ConfigError(f"Ray {provenance.package_versions().get('ray')} knows no flag {name}{advice}")
-
-
-def _ray_root() -> Path:
-    found = importlib.util.find_spec("ray")
-    if found is None or not found.submodule_search_locations:
-        raise ConfigError("Ray is not installed here: pip install -e .")
-    return Path(found.submodule_search_locations[0])
-
-
-def _in_raylet(root: Path, name: str) -> bool:
-    binary = (root / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()
-    return re.search(rb"(?<!\w)%s(?!\w)" % re.escape(name).encode(), binary) is not None
-
-
-def _check_source(import_path: str) -> None:
-    """The module file exists, parses and holds the attribute; nothing is imported."""
-    module, _, attribute = import_path.partition(":")
-    if not attribute:
-        raise ConfigError(f"workload.application.import_path must be module:attribute, found {import_path!r}")
-    source = provenance.find_module(module)
-    if source is None:
-        looked = ", ".join(map(str, provenance.search_path()))
-        raise ConfigError(f"workload.application.import_path={import_path!r}: no such module in {looked}")
-    try:
-        tree = ast.parse(source.read_text(), filename=str(source))
-    except SyntaxError as error:
-        raise ConfigError(f"{source} does not parse: line {error.lineno}: {error.msg}") from error
-    nodes = list(ast.walk(tree))
-    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
-    names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    names |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
-    if "*" in names:
-        return  # only the import can tell
-    if attribute not in names:
-        raise ConfigError(f"{source} has no {attribute!r}; it has {', '.join(sorted(names))}")
-
-
-def client_environment() -> dict[str, str]:
-    """The clean environment plus what a child needs to import the workloads: nothing of any service's."""
-    search = os.pathsep.join(map(str, provenance.search_path()))
-    return clean_environment() | {"PYTHONPATH": search, "PYTHONUNBUFFERED": "1"}
 
 
 def _service_environment(config: Config, claim: _Claim) -> dict[str, str]:
@@ -462,8 +324,7 @@ def _service_environment(config: Config, claim: _Claim) -> dict[str, str]:
         "SPT_NOENV": "1",  # vLLM's process titles must not overwrite the environment, by which we find its processes
         "VLLM_NO_USAGE_STATS": "1",
     }
-    declared = {**config.cluster.env, **config.workload.env, **config.profile.env}
-    return client_environment() | _isolation(claim) | declared | ours
+    return client_environment() | _isolation(claim) | service_env(config) | ours
 
 
 def _isolation(claim: _Claim) -> dict[str, str]:
@@ -487,18 +348,6 @@ def _isolation(claim: _Claim) -> dict[str, str]:
     return {name: str(value) for name, value in settings.items()}
 
 
-def is_claimed(directory: Path) -> bool:
-    """Whether a live orchestrator holds this service directory."""
-    claim = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(claim)
-    return False
-
-
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -519,7 +368,3 @@ def _copy_logs(directory: Path, log_dir: Path) -> None:
                     (
                         log_dir / f"{path.stem}{path.suffix if path.suffix == '.log' else path.suffix + '.log'}"
                     ).write_bytes(source.read())
-
-
-def _last_lines(text: str, count: int) -> str:
-    return "\n".join(text.strip().splitlines()[-count:])

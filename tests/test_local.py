@@ -10,9 +10,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.clusters.local_ray import _Claim, check_flags, client_environment, is_claimed, service_yaml
+from orchestrator.clusters.flags import check_flags
+from orchestrator.clusters.local import _Claim, service_yaml
 from orchestrator.errors import ConfigError
-from orchestrator.process import MARKER, Interrupted, end_members, interruptible, members, uninterrupted
+from orchestrator.process import (
+    MARKER,
+    Interrupted,
+    client_environment,
+    end_members,
+    interruptible,
+    is_claimed,
+    members,
+    uninterrupted,
+)
 from tests.conftest import Compose
 
 SLEEP = "import time; time.sleep(60)"
@@ -61,7 +71,7 @@ def test_service_yaml_can_be_run_by_hand(compose: Compose) -> None:
 
 def test_two_processes_claim_different_blocks() -> None:
     code = (
-        "import sys; from orchestrator.clusters.local_ray import _Claim\n"
+        "import sys; from orchestrator.clusters.local import _Claim\n"
         "claims = [_Claim() for _ in range(5)]\n"
         "print(*(claim.directory for claim in claims), flush=True); sys.stdin.readline()"
     )
@@ -88,7 +98,7 @@ def test_two_processes_claim_different_blocks() -> None:
 
 
 def test_a_taken_port_spoils_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.clusters.local_ray._is_free", lambda port: port >= 31800)
+    monkeypatch.setattr("orchestrator.clusters.local._is_free", lambda port: port >= 31800)
     claim = _Claim()
     assert claim.base_port == 31800
     assert is_claimed(claim.directory)
