@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import results
+from orchestrator.clients.base import Level
 from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
-from orchestrator.clients.processes import Level
 from orchestrator.clients.vllm_bench import VllmBenchClient
 from orchestrator.clusters.anyscale import Anyscale
 from orchestrator.clusters.endpoint import Endpoint

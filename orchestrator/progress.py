@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Column, Table
 
-from orchestrator.clients.processes import Live
+from orchestrator.clients.base import Live
 from orchestrator.config import Redeploy
 from orchestrator.plan import Plan, Service, Trial, comparisons, hourly_usd, machines, primary_cells
 

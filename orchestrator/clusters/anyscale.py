@@ -5,31 +5,25 @@ on an older version and never fails early. So it lives in a child process, which
 it would hold up the end of ours): its output is filtered there, every call has a time-out here, and waiting is our
 own poll of the status.
 
-The child is this module run as `python -m orchestrator.clusters.anyscale`: one JSON line a call on standard input,
-one a reply on standard output. It alone imports `anyscale`.
+The child is `anyscale_sdk`. It alone imports `anyscale`.
 """
 
 import contextlib
 import importlib.util
-import json
 import os
-import queue
 import re
 import secrets
-import select
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
 import yaml
 
+from orchestrator.child import Child
 from orchestrator.clusters.local_ray import LocalRay, check_client_imports, client_environment
 from orchestrator.clusters.remote import (
     Address,
@@ -44,9 +38,10 @@ from orchestrator.clusters.remote import (
 )
 from orchestrator.config import SDK_MAX_NODES, SDK_MIN_NODES, ClusterConfig, Config, render_application
 from orchestrator.errors import ConfigError, ServiceError
-from orchestrator.process import protocol_channel, say, uninterrupted
+from orchestrator.process import uninterrupted
 from orchestrator.secrets import Secret, redact
 
+_SDK_MODULE = "orchestrator.clusters.anyscale_sdk"
 PROBE_ROUTE = "/orchestrator-probe"
 _ENDING = {"TERMINATING", "TERMINATED"}
 
@@ -416,7 +411,7 @@ def _token(config: Config) -> Secret:
 class _CallError(ServiceError):
     """A call failed. `transient`: it may work later; a call that timed out may still have acted."""
 
-    def __init__(self, text: str, transient: bool, timed_out: bool = False) -> None:
+    def __init__(self, text: str, transient: bool = False, timed_out: bool = False) -> None:
         super().__init__(text)
         self.transient = transient
         self.timed_out = timed_out
@@ -432,7 +427,7 @@ class _Sdk:
         self._token = _token(config)
         self._where = {"cloud": cluster.cloud, "project": cluster.project}
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._logged_in = False
 
     def retried(self, call: str, timeout_s: float, **arguments: Any) -> Any:
@@ -448,63 +443,41 @@ class _Sdk:
 
     def call(self, call: str, timeout_s: float, **arguments: Any) -> Any:
         """One call of the SDK. Raises _CallError."""
-        if self._process is None:
-            self._start()
+        if self._child is None:
+            self._child = Child(_SDK_MODULE, self._environment(), self._log, "the SDK's process", _CallError)
+            self._child.start()
         if not self._logged_in:
             hello = {"token": self._token.reveal(), "host": self._host, **self._where}
-            self._exchange("login", hello, _LOGIN_TIMEOUT_S)
+            self._exchange(self._child, "login", hello, _LOGIN_TIMEOUT_S)
             self._logged_in = True
-        return self._exchange(call, arguments, timeout_s)
+        return self._exchange(self._child, call, arguments, timeout_s)
 
     def close(self) -> None:
-        if self._process is not None:
-            process, self._process, self._logged_in = self._process, None, False
-            process.kill()
-            process.wait()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.stdout.close()
+        """End the process; a further call starts another."""
+        if self._child is not None:
+            self._child.close()
+        self._child, self._logged_in = None, False
 
-    def _start(self) -> None:
+    def _environment(self) -> dict[str, str]:
         env = client_environment()
         for name in _WAY_OUT:
             env |= {each: os.environ[each] for each in (name, name.lower()) if each in os.environ}
         if self._host:
             env["ANYSCALE_HOST"] = self._host  # for the addresses in its messages
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.clusters.anyscale"],
-                env=env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is the orchestrator's to handle
-            )
+        return env
 
-    def _exchange(self, call: str, arguments: Mapping[str, Any], timeout_s: float) -> Any:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def _exchange(self, child: Child, call: str, arguments: Mapping[str, Any], timeout_s: float) -> Any:
+        reply = None
         try:
-            self._process.stdin.write(json.dumps([call, arguments]).encode() + b"\n")
-            self._process.stdin.flush()
-            if not select.select([self._process.stdout], [], [], timeout_s)[0]:
-                raise _CallError(f"no answer to {call} within {timeout_s:g} s", transient=True, timed_out=True)
-            line = self._process.stdout.readline()
-            if not line:
-                raise _CallError(f"the SDK's process ended during {call}; log: {self._log}", transient=False)
-        except BrokenPipeError:
-            self.close()
-            raise _CallError(f"the SDK's process ended before {call}; log: {self._log}", transient=False) from None
-        except BaseException:  # also an interrupt: else the late answer would be taken for the next one's
-            self.close()
-            raise
-        reply = json.loads(line)
-        if reply["error"] is None:
-            return reply["result"]
-        raise _CallError(_explained(reply["error"]), reply["transient"])
+            reply = child.ask({"call": call, "arguments": arguments}, timeout_s, call)
+        finally:  # also after an interrupt
+            if reply is None:
+                self.close()
+        if reply is None:
+            raise _CallError(f"no answer to {call} within {timeout_s:g} s", transient=True, timed_out=True)
+        if reply["event"] == "failed":
+            raise _CallError(_explained(reply["error"]), reply["transient"])
+        return reply["result"]
 
 
 def _explained(text: str) -> str:
@@ -512,133 +485,3 @@ def _explained(text: str) -> str:
         if re.search(words, text, re.IGNORECASE):
             return f"{reason}: {text}"
     return text
-
-
-def main() -> NoReturn:
-    """The child: answers calls until standard input closes."""
-    channel = protocol_channel()
-    filtered: Any = _Filtered(sys.stderr)
-    sys.stdout = sys.stderr = filtered
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(lines,), daemon=True).start()
-    client: _Client | None = None
-    while True:
-        call, arguments = json.loads(lines.get())
-        reply: dict[str, Any] = {"result": None, "error": None}
-        try:
-            if client is None:
-                client = _Client(**arguments)
-            else:
-                reply["result"] = getattr(client, call)(**arguments)
-        except Exception as error:
-            reply |= {"error": redact(_error_text(error)), "transient": _is_transient(error)}
-            print(f"{call}: {type(error).__name__}: {reply['error']}")
-        say(channel, **reply)
-
-
-def _read(lines: "queue.SimpleQueue[str]") -> None:
-    for line in sys.stdin:
-        lines.put(line)
-    os._exit(0)  # whatever request is in flight
-
-
-class _Filtered:
-    """A text stream that shows no secret and no colours. Whole lines, so that no token falls in two."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._stream.write(redact(re.sub(r"\x1b\[[0-9;]*m", "", line)) + "\n")
-        return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        return False
-
-
-class _Client:
-    """The SDK's calls with plain values: what comes in and goes out is JSON."""
-
-    def __init__(self, token: str, host: str | None, cloud: str | None, project: str | None) -> None:
-        import anyscale
-
-        self._config_type = anyscale.service.models.ServiceConfig
-        self._services = anyscale.Anyscale(auth_token=Secret(token).reveal(), _host=host).service
-        self._where = {"cloud": cloud, "project": project}
-
-    def deploy(self, config: dict[str, Any]) -> str:
-        return self._services.deploy(self._config_type(**config))
-
-    def terminate(self, service_id: str) -> str:
-        return self._services.terminate(id=service_id)
-
-    def logs(self, name: str) -> str:
-        return self._services.controller_logs(name, **self._where)
-
-    def image(self, name: str) -> dict[str, str]:
-        """Which image the service runs: a floating tag may name another one tomorrow. No public call tells.
-
-        Where Anyscale tells no digest, its number of the build stands for it, and is not taken for one.
-        """
-        sdk = self._services._private_sdk
-        service = sdk.client.get_service(name=name, **self._where)
-        build = sdk.client.get_cluster_env_build(service.primary_version.build_id)
-        return {"image_uri": build.docker_image_name, "image_digest": build.digest or f"unknown: build {build.id}"}
-
-    def status(self, name: str) -> dict[str, Any] | None:
-        try:
-            status = self._services.status(name, **self._where)
-        except RuntimeError as error:
-            if "was not found" in str(error):
-                return None
-            raise
-        primary, canary = status.primary_version, status.canary_version
-        if status.query_auth_token:
-            Secret(status.query_auth_token)  # from here on nothing shows it
-        return {
-            "id": status.id,
-            "state": status.state.value,
-            "url": status.query_url,
-            "token": status.query_auth_token,
-            "primary": primary and primary.name,
-            "canary": canary and canary.name,
-            "versions": {each.name: each.state.value for each in (primary, canary) if each},
-            "messages": _messages(status.service_status_checklist),
-        }
-
-
-def _messages(checklist: Any) -> list[str]:
-    """What the control plane says about single steps."""
-    if checklist is None:
-        return []
-    items = [*checklist.shared, *(item for version in checklist.per_version for item in version.items)]
-    return [f"{item.label}: {item.message}" for item in items if item.message]
-
-
-def _error_text(error: Exception) -> str:
-    status, body = getattr(error, "status", None), getattr(error, "body", None)
-    if isinstance(status, int):  # the SDK's ApiException, whose own text is all headers
-        return f"the control plane answered {status} {getattr(error, 'reason', '')}: {str(body or '')[:500]}"
-    return getattr(error, "message", None) or str(error) or repr(error)
-
-
-def _is_transient(error: Exception) -> bool:
-    """Worth another try: the server's trouble or the network's. A refusal (ValueError) never is."""
-    import requests
-    import urllib3
-    from anyscale.errors import InfraError
-
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
-        return status >= 500 or status == 429
-    return isinstance(error, InfraError | urllib3.exceptions.HTTPError | requests.RequestException | ConnectionError)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,11 +10,9 @@ import difflib
 import fcntl
 import functools
 import importlib.util
-import json
 import os
 import re
 import secrets
-import selectors
 import shlex
 import shutil
 import socket
@@ -30,6 +28,7 @@ from typing import Any
 import yaml
 
 from orchestrator import provenance
+from orchestrator.child import Child
 from orchestrator.config import ClientKind, Config, gpus_of_server, render_application
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import MARKER, clean_environment, end_members, listener, uninterrupted
@@ -71,14 +70,14 @@ class LocalService:
 
     def begin_stop(self) -> None:
         """Ask for the end without waiting for it."""
-        self._driver.hang_up()
+        self._driver.child.hang_up()
 
     def snapshot(self) -> dict[str, Any]:
         """Serve actors alive now, the HTTP listener, and what Serve calls unhealthy.
 
         Raises ServiceError when the service is gone.
         """
-        return self._driver.ask("snapshot", timeout_s=_SNAPSHOT_TIMEOUT_S)
+        return self._driver.snapshot(_SNAPSHOT_TIMEOUT_S)
 
     def end(self) -> None:
         """It ends with this process, if not before."""
@@ -143,6 +142,7 @@ class LocalRay:
             module, spec = _driver_spec(config, claim, ports, log_dir)
             with uninterrupted():
                 driver = _Driver(module, spec, _service_environment(config, claim), log_dir / "driver.log")
+                driver.start()
             isolation_env = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
             urls = [f"http://127.0.0.1:{port}" for port in ports]
             yield LocalService(urls, driver, isolation_env, (config.cluster.startup_timeout_s, on_status))
@@ -194,30 +194,27 @@ class _Claim:
 
 
 class _Driver:
-    """The parent's end of the pipes of `local_driver` (Ray Serve) or `vllm_driver`."""
+    """The child process that is the service: `local_driver` (Ray Serve) or `vllm_driver`."""
 
     def __init__(self, module: str, spec: Mapping[str, Any], env: Mapping[str, str], log: Path) -> None:
-        self._log = log
-        with log.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                env=dict(env),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,  # Ctrl-C is the orchestrator's to handle
-            )
-        self._selector = selectors.DefaultSelector()
-        assert self._process.stdout is not None
-        self._selector.register(self._process.stdout, selectors.EVENT_READ)
-        self._buffer = b""
-        self._send(json.dumps(spec))
+        self.child = Child(module, env, log, "the service's driver", ServiceError)
+        self._spec = spec
+
+    def start(self) -> None:
+        """Raises ServiceError when it ends at once."""
+        self.child.start()
+        self.child.send(self._spec)
 
     def wait_ready(self, timeout_s: float, on_status: Callable[[str], None]) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_s
+        """What the service really runs with. Raises ServiceError when it cannot be brought up."""
+        deadline_s = time.monotonic() + timeout_s
         text = "starting"
         while True:
-            message = self._receive(deadline, f"not ready after {timeout_s:g} s (cluster.startup_timeout_s): {text}")
+            message = self._checked(self.child.receive(deadline_s, "ready"))
+            if message is None:
+                raise ServiceError(
+                    f"not ready after {timeout_s:g} s (cluster.startup_timeout_s): {text}\nLog: {self.child.log}"
+                )
             if message["event"] == "ready":
                 effective = message["effective"]
                 assert isinstance(effective, dict)
@@ -225,62 +222,21 @@ class _Driver:
             text = message["text"]
             on_status(text)
 
-    def ask(self, command: str, timeout_s: float) -> dict[str, Any]:
-        self._send(command)
-        try:
-            return self._receive(time.monotonic() + timeout_s, f"no answer to {command!r} within {timeout_s:g} s")
-        except ServiceError:
-            self._process.kill()  # else a late answer would be taken for the next one's
-            raise
-
-    def hang_up(self) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
+    def snapshot(self, timeout_s: float) -> dict[str, Any]:
+        """Raises ServiceError when it does not answer in time, which ends it."""
+        answer = self._checked(self.child.ask({"call": "snapshot"}, timeout_s, "snapshot"))
+        if answer is None:
+            raise ServiceError(f"no answer to 'snapshot' within {timeout_s:g} s\nLog: {self.child.log}")
+        return answer
 
     def stop(self) -> None:
         """Close its standard input, on which it ends itself and its tree; the caller sweeps up what is left."""
-        assert self._process.stdout is not None
-        self.hang_up()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._selector.close()
-        self._process.stdout.close()
+        self.child.close(grace_s=30)
 
-    def _send(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._gone() from None
-
-    def _receive(self, deadline: float, late: str) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
-            if not self._selector.select(max(0.0, deadline - time.monotonic())):
-                raise ServiceError(f"{late}\nLog: {self._log}")
-            assert self._process.stdout is not None
-            data = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not data:
-                raise self._gone()
-            self._buffer += data
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        message = json.loads(line)
-        assert isinstance(message, dict)
-        if message["event"] == "failed":
-            raise ServiceError(f"{message['error']}\nLog: {self._log.parent}")
+    def _checked(self, message: dict[str, Any] | None) -> dict[str, Any] | None:
+        if message is not None and message["event"] == "failed":
+            raise ServiceError(f"{message['error']}\nLog: {self.child.log.parent}")
         return message
-
-    def _gone(self) -> ServiceError:
-        try:
-            code: int | None = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            code = None
-        tail = _last_lines(self._log.read_text(errors="replace"), 15)
-        return ServiceError(f"the service's driver ended (exit code {code}):\n{tail}\nLog: {self._log}")
 
 
 def check_client(config: Config) -> None:
