@@ -32,27 +32,30 @@ from orchestrator.config import ClientKind, ClusterKind, Config, parse
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
 from orchestrator.plan import Arm, Plan, Service, Trial, Wave, cost_usd, machines, plan_arms, primary_cells
-from orchestrator.process import Interrupted
+from orchestrator.process import Interrupted, uninterrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
 from orchestrator.secrets import Secret
+from orchestrator.waiting import poll
 
 ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
 _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
 
 
 class Running(Protocol):
-    """A service that was started, as a cluster backend yields it."""
+    """One service, as a cluster's `service(config, name, log_dir, on_status)` makes it."""
 
     urls: list[str]  # more than one: independent servers, with nothing before them
     token: Secret | None  # what its addresses want as bearer
     effective: dict[str, Any]  # what it says about itself, once it is ready
 
+    def start(self) -> None: ...  # ask for it; before, nothing of it is there
+
     def wait_ready(self) -> None: ...
 
-    def begin_stop(self) -> None: ...
+    def begin_stop(self) -> None: ...  # ask for its end and do not wait, so that several end side by side
 
-    def end(self) -> None: ...  # all of it, once; a local service ends with this process
+    def stop(self) -> str | None: ...  # end all of it, and wait; what is left. A second call only repeats that
 
     def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
 
@@ -179,11 +182,8 @@ class Run:
                                 with self._timed("cool_down", f"{trial.arm.name}/{trial.id}"):
                                     time.sleep(trial.arm.config.sweep.cooldown_s)
         except Interrupted:
-            for handle in self._begun:  # the signal may have come on the way into a teardown
-                try:
-                    handle.end()
-                except ServiceError as error:
-                    self.errors.append(str(error))
+            for handle in [*self._begun]:  # the signal may have come on the way into a teardown
+                self._stop(handle)
             self._finish("interrupted")
             raise
         except BaseException:
@@ -223,10 +223,7 @@ class Run:
 
     @contextlib.contextmanager
     def _service(self, service: Service, directory: Path) -> Iterator[Running]:
-        """One service from its start to its end, timed and shown.
-
-        A teardown that leaves something behind is an error of the run, and not the end of it.
-        """
+        """One service from its start to its end, timed and shown. Raises ServiceError when it is refused."""
         backend = CLUSTERS[service.config.cluster.kind]()
         self._progress.service_starting(service)
 
@@ -234,32 +231,24 @@ class Run:
             self._progress.service_status(service, text)
 
         name = service_name(self.plan, self.paths, service)
-        with self._timed("service", service.label), ExitStack() as stack:
+        handle: Running = backend.service(service.config, name, directory, say)
+        self._begun.append(handle)
+        with self._timed("service", service.label):
             try:
-                running = stack.enter_context(backend.service(service.config, name, directory, say))
-                self._begun.append(running)
-            except ServiceError as error:
-                unwound = error.__context__ if error.__cause__ is None else None
-                if isinstance(unwound, Interrupted | ServiceError):  # the teardown failed as well
-                    self._teardown_failed(error)
-                    raise unwound from None
-                raise
-            try:
-                yield running
+                handle.start()
+                yield handle
             finally:
                 self._progress.stopping(service)
-                try:
-                    stack.close()
-                except ServiceError as error:
-                    self._teardown_failed(error)
-                except Interrupted as interrupted:  # held back until the teardown was over
-                    if isinstance(interrupted.__context__, ServiceError):
-                        self._teardown_failed(interrupted.__context__)
-                    raise
+                self._stop(handle)
 
-    def _teardown_failed(self, error: ServiceError) -> None:
-        self.errors.append(str(error))
-        self._progress.teardown_failed(str(error))
+    def _stop(self, handle: Running) -> None:
+        """What a service leaves behind is an error of the run, and not the end of it."""
+        with uninterrupted():
+            left = handle.stop()
+            self._begun.remove(handle)
+            if left:
+                self.errors.append(left)
+                self._progress.teardown_failed(left)
 
     def _bring_up(self, wave: Wave, trials: list[Trial], live: ExitStack) -> dict[Service, Running]:
         """The wave's services that have something to measure, side by side; one that fails takes its trials with it."""
@@ -473,17 +462,15 @@ def _is_far(distance_ms: float | None, metrics: Mapping[str, Any]) -> bool:
 
 
 def _healthy_snapshot(running: Running) -> dict[str, Any] | None:
-    deadline = time.monotonic() + _HEALTHY_TIMEOUT_S
-    while True:
+    found = ""
+    for _ in poll(0.5, timeout_s=_HEALTHY_TIMEOUT_S):
         snapshot = running.snapshot()
         if snapshot is None:
             return None
         if not snapshot["unhealthy"] and snapshot["listener"] is not None:
             return snapshot
-        if time.monotonic() > deadline:
-            found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
-            raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
-        time.sleep(0.5)
+        found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
+    raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
 
 
 def _client(config: Config, token: Secret | None) -> LocustClient | VllmBenchClient:

@@ -15,8 +15,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from orchestrator.config import SDK_MAX_NODES, SDK_MIN_NODES, ClusterConfig, Con
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import uninterrupted
 from orchestrator.secrets import Secret, redact
+from orchestrator.waiting import poll
 
 _SDK_MODULE = "orchestrator.clusters.anyscale_sdk"
 PROBE_ROUTE = "/orchestrator-probe"
@@ -116,27 +116,17 @@ class Anyscale:
             sdk.close()
         return {name: each["state"] for name, each in found.items() if each and each["state"] != "TERMINATED"}
 
-    def end(self, config: Config, name: ServiceName, log_dir: Path) -> None:
-        """End a service that its run left behind. Raises ServiceError when nobody can tell that it is TERMINATED."""
+    def end(self, config: Config, name: ServiceName, log_dir: Path) -> str | None:
+        """End a service that its run left behind; what is left when nobody can tell that it is TERMINATED."""
         service = AnyscaleService(config, name, log_dir, lambda text: None)
-        service._asked = True
-        service.end()
+        service._may_be_there = True
+        return service.stop()
 
-    @contextmanager
     def service(
         self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
-    ) -> Iterator["AnyscaleService"]:
-        """Ask for one service, and always end it again: inside, it was asked for, and `wait_ready` waits for it.
-
-        Raises ServiceError when it is refused, or when nobody can tell that it is TERMINATED in the end.
-        """
-        service = AnyscaleService(config, name, log_dir, on_status)
-        try:
-            service._deploy()
-            yield service
-        finally:
-            with uninterrupted():
-                service.end()
+    ) -> "AnyscaleService":
+        """One service, which is asked for by its `start`."""
+        return AnyscaleService(config, name, log_dir, on_status)
 
 
 class AnyscaleService:
@@ -156,11 +146,25 @@ class AnyscaleService:
         self._last_text = ""
         self._sdk = _Sdk(config, log_dir / "anyscale.log")
         self._address = Address("")
-        self._asked = False  # once true there may be something to end
-        self._end_begun = False
+        self._may_be_there = False
+        self._left: str | None = None
         self._id: str | None = None
         self._settled_at_s = 0.0
         self._last_state = "unknown"
+
+    def start(self) -> None:
+        """Ask for it. Raises ServiceError when it is refused."""
+        (self._log_dir / "service.yaml").write_text(_as_yaml(self._rendered))
+        try:
+            found = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
+            if found is not None and found["state"] != "TERMINATED":
+                raise ServiceError(f"it exists already and is {found['state']}: it is not ours, and is left alone")
+            with tempfile.TemporaryDirectory(prefix="so-upload-") as staged:
+                stage(Path(staged))
+                self._say("deploying")
+                self._apply(self._rendered | {"working_dir": staged})
+        except ServiceError as error:
+            raise self._failure(error) from error
 
     def wait_ready(self) -> None:
         """Until our version runs, the application answers 200 and every Serve actor has told what it runs with.
@@ -181,8 +185,8 @@ class AnyscaleService:
 
     def begin_stop(self) -> None:
         """Ask for termination without waiting, so that several services end side by side."""
-        if self._asked:
-            with uninterrupted(), contextlib.suppress(ServiceError):  # the end of the service asks again, and reports
+        if self._may_be_there:
+            with uninterrupted(), contextlib.suppress(ServiceError):  # `stop` asks again, and reports
                 status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
                 if status is not None and status["state"] not in _ENDING:
                     self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=status["id"])
@@ -206,25 +210,12 @@ class AnyscaleService:
     def _probe(self) -> Probe:
         return Probe(self._address, PROBE_ROUTE)
 
-    def _deploy(self) -> None:
-        (self._log_dir / "service.yaml").write_text(_as_yaml(self._rendered))
-        try:
-            found = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
-            if found is not None and found["state"] != "TERMINATED":
-                raise ServiceError(f"it exists already and is {found['state']}: it is not ours, and is left alone")
-            with tempfile.TemporaryDirectory(prefix="so-upload-") as staged:
-                stage(Path(staged))
-                self._say("deploying")
-                self._apply(self._rendered | {"working_dir": staged})
-        except ServiceError as error:
-            raise self._failure(error) from error
-
     def _failure(self, error: ServiceError) -> ServiceError:
         return ServiceError(f"{self._name}: {error}\nLog: {self._log_dir}")
 
     def _apply(self, rendered: Mapping[str, Any]) -> None:
         """Deploy, and again after transient trouble, unless it turns out to have acted all the same."""
-        self._asked = True
+        self._may_be_there = True
         try:
             for delay_s in (*_RETRY_DELAYS_S, None):
                 try:
@@ -245,8 +236,7 @@ class AnyscaleService:
 
     def _wait_running(self, timeout: Timeout) -> None:
         text, healthy_at_s = "no answer yet", time.monotonic()
-        while True:
-            timeout.check(text)
+        for _ in timeout.poll(_POLL_S):
             try:
                 status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
             except _CallError as error:
@@ -269,7 +259,7 @@ class AnyscaleService:
                 elif time.monotonic() - healthy_at_s > _UNHEALTHY_GRACE_S:
                     raise ServiceError(f"not healthy for {_UNHEALTHY_GRACE_S:g} s: {text}")
             self._say(text)
-            time.sleep(_POLL_S)
+        raise timeout.over(text)
 
     def _keep_controller_log(self) -> None:
         """Best effort."""
@@ -277,37 +267,38 @@ class AnyscaleService:
             text = self._sdk.call("logs", _CALL_TIMEOUT_S, name=self._name)
             (self._log_dir / "controller.log").write_text(redact(text))
 
-    def end(self) -> None:
-        """Ask for termination and wait until it is TERMINATED; a second call does nothing.
+    def stop(self) -> str | None:
+        """Ask for termination and wait until it is TERMINATED; what is left to do by hand, if it will not be.
 
-        Raises ServiceError with what is left to do by hand.
+        A second call only repeats that.
         """
-        if self._end_begun:
-            return
-        self._end_begun = True
-        deadline_s = time.monotonic() + self._config.cluster.terminate_timeout_s
-        refused, trouble = 0, ""
-        try:
-            while self._asked and time.monotonic() < deadline_s and refused <= len(_RETRY_DELAYS_S):
-                try:
-                    if self._is_ended():
-                        return
-                except _CallError as error:
-                    trouble = str(error)
-                    refused += not error.transient
-                    if self._id is not None:  # its state may be refused, and its end not
-                        with contextlib.suppress(_CallError):
-                            self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=self._id)
-                delay_s = _RETRY_DELAYS_S[refused - 1] if 0 < refused <= len(_RETRY_DELAYS_S) else _POLL_S
-                time.sleep(max(0, min(delay_s, deadline_s - time.monotonic())))
-        finally:
-            self._sdk.close()
-        if self._asked:
-            raise ServiceError(
-                f"{self._name} may still run and cost money: to be terminated, last seen {self._last_state}"
-                f"{f' ({trouble})' if trouble else ''}. End it:\n  anyscale service terminate --name {self._name}\n"
-                f"Log: {self._log_dir}"
-            )
+        with uninterrupted():
+            try:
+                if self._may_be_there:
+                    self._left = self._terminate()
+                    self._may_be_there = False
+            finally:
+                self._sdk.close()
+        return self._left
+
+    def _terminate(self) -> str | None:
+        num_refused, trouble = 0, ""
+        for _ in poll(_POLL_S, timeout_s=self._config.cluster.terminate_timeout_s):
+            try:
+                if self._is_ended():
+                    return None
+            except _CallError as error:
+                trouble = f" ({error})"
+                num_refused += not error.transient
+                if self._id is not None:  # its state may be refused, and its end not
+                    with contextlib.suppress(_CallError):
+                        self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=self._id)
+                if num_refused > len(_RETRY_DELAYS_S):
+                    break
+        return (
+            f"{self._name} may still run and cost money: to be terminated, last seen {self._last_state}{trouble}. "
+            f"End it:\n  anyscale service terminate --name {self._name}\nLog: {self._log_dir}"
+        )
 
     def _is_ended(self) -> bool:
         status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)

@@ -5,7 +5,6 @@ it is told and says, and when it ends.
 """
 
 import platform
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from orchestrator import provenance
 from orchestrator.child import be_service
 from orchestrator.clusters.engine import arrived
 from orchestrator.process import listener, process_id
+from orchestrator.waiting import poll
 from workloads.probe import readback
 
 
@@ -51,7 +51,7 @@ def _bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> dict
 
 def _wait_running(name: str, on_status: Callable[[str], None]) -> None:
     """The orchestrator's start-up time-out bounds the wait. Raises RuntimeError when Serve gives up."""
-    while True:
+    for _ in poll(0.5):
         application = serve.status().applications.get(name)
         if application is not None and application.status in (
             ApplicationStatus.DEPLOY_FAILED,
@@ -61,7 +61,6 @@ def _wait_running(name: str, on_status: Callable[[str], None]) -> None:
         if application is not None and application.status == ApplicationStatus.RUNNING:
             return
         on_status(_progress_text(application))
-        time.sleep(0.5)
 
 
 def _progress_text(application: Any) -> str:
@@ -88,14 +87,13 @@ def _failure_text(application: Any) -> str:
 def _wait_for_reply(url: str, on_status: Callable[[str], None]) -> None:
     """Until the application itself answers 200; the orchestrator's start-up time-out bounds the wait."""
     on_status("waiting for the first reply")
-    while True:
+    for _ in poll(0.25):
         try:
             with urllib.request.urlopen(url, timeout=30) as reply:
                 reply.read()
                 return
         except (urllib.error.URLError, OSError) as error:
             on_status(f"waiting for the first reply: {error}")
-        time.sleep(0.25)
 
 
 def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,39 +51,75 @@ def directory_prefix() -> str:
 
 
 class LocalService:
-    """A service that was started; use it once `wait_ready` has returned.
+    """One service. `urls` take load; `effective` is what the live service reported about itself."""
 
-    `urls` take load; `effective` is what the live service reported about itself.
-    """
-
-    def __init__(
-        self, urls: list[str], driver: "_Driver", isolation_env: list[str], wait: tuple[float, Callable[[str], None]]
-    ) -> None:
-        self.urls = urls
+    def __init__(self, config: Config, log_dir: Path, on_status: Callable[[str], None]) -> None:
+        self.urls: list[str] = []
         self.token = None
         self.effective: dict[str, Any] = {}
-        self._driver, self._isolation_env, self._wait = driver, isolation_env, wait
+        self._config, self._log_dir, self._on_status = config, log_dir, on_status
+        self._claim: _Claim | None = None
+        self._driver: _Driver | None = None
+        self._left: str | None = None
+
+    def start(self) -> None:
+        """Claim its directory and ports, write `service.yaml` into the log directory, start its driver.
+
+        Raises ServiceError when there is no room for it.
+        """
+        config = self._config
+        with uninterrupted():
+            self._claim = claim = _Claim()
+        http_port = config.cluster.http_port or claim.base_port
+        (self._log_dir / "service.yaml").write_text(service_yaml(config, http_port))
+        ports = [http_port]
+        if config.workload.server is not None:
+            ports += [claim.base_port + offset for offset in range(1, config.workload.num_replicas)]
+        self.urls = [f"http://127.0.0.1:{port}" for port in ports]
+        module, spec = _driver_spec(config, claim, ports, self._log_dir)
+        self._driver = _Driver(module, spec, _service_environment(config, claim), self._log_dir / "driver.log")
+        self._driver.start()
 
     def wait_ready(self) -> None:
         """Raises ServiceError with the replica's own words and the log's path when it cannot be brought up."""
-        self.effective = self._driver.wait_ready(*self._wait) | {"isolation_env": self._isolation_env}
+        assert self._claim is not None
+        assert self._driver is not None
+        effective = self._driver.wait_ready(self._config.cluster.startup_timeout_s, self._on_status)
+        isolation_env = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(self._claim)})
+        self.effective = effective | {"isolation_env": isolation_env}
 
     def begin_stop(self) -> None:
         """Ask for the end without waiting for it."""
-        self._driver.child.hang_up()
+        if self._driver is not None:
+            self._driver.child.hang_up()
+
+    def stop(self) -> str | None:
+        """End every process of it, keep its logs, remove its directory; what is left.
+
+        A second call only repeats that.
+        """
+        with uninterrupted():
+            if self._driver is not None:
+                self._driver.stop()
+            if self._claim is not None:
+                with suppress(OSError):  # a full disk, say: the rest still has to be done
+                    _copy_logs(self._claim.directory, self._log_dir)
+                if survivors := self._claim.release():
+                    who = ", ".join(survivors)
+                    self._left = f"processes of the service would not end: {who}; log: {self._log_dir}"
+                self._claim = None
+        return self._left
 
     def snapshot(self) -> dict[str, Any]:
         """Serve actors alive now, the HTTP listener, and what Serve calls unhealthy.
 
         Raises ServiceError when the service is gone.
         """
+        assert self._driver is not None
         return self._driver.snapshot(_SNAPSHOT_TIMEOUT_S)
 
-    def end(self) -> None:
-        """It ends with this process, if not before."""
-
     def round_trip_ms(self) -> None:
-        """There is no way to go."""
+        """None: it is on this machine."""
 
 
 class LocalRay:
@@ -120,42 +156,9 @@ class LocalRay:
         """`service.yaml`, for a dry run."""
         return service_yaml(config, config.cluster.http_port)
 
-    @contextmanager
-    def service(
-        self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]
-    ) -> Iterator[LocalService]:
-        """Start one service, and always take it down again.
-
-        Writes `service.yaml` into `log_dir` before and copies the logs there after. Raises ServiceError when there
-        is no room for it, or when a process of it survives.
-        """
-        claim: _Claim | None = None
-        driver: _Driver | None = None
-        try:
-            with uninterrupted():
-                claim = _Claim()
-            http_port = config.cluster.http_port or claim.base_port
-            (log_dir / "service.yaml").write_text(service_yaml(config, http_port))
-            ports = [http_port]
-            if config.workload.server is not None:
-                ports += [claim.base_port + offset for offset in range(1, config.workload.num_replicas)]
-            module, spec = _driver_spec(config, claim, ports, log_dir)
-            with uninterrupted():
-                driver = _Driver(module, spec, _service_environment(config, claim), log_dir / "driver.log")
-                driver.start()
-            isolation_env = sorted({*_OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
-            urls = [f"http://127.0.0.1:{port}" for port in ports]
-            yield LocalService(urls, driver, isolation_env, (config.cluster.startup_timeout_s, on_status))
-        finally:
-            with uninterrupted():
-                if driver is not None:
-                    driver.stop()
-                if claim is not None:
-                    with suppress(OSError):  # a full disk, say: the rest still has to be done
-                        _copy_logs(claim.directory, log_dir)
-                survivors = claim.release() if claim is not None else []
-            if survivors:
-                raise ServiceError(f"processes of the service would not end: {', '.join(survivors)}; log: {log_dir}")
+    def service(self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]) -> LocalService:
+        """One service, of which nothing is there before its `start`."""
+        return LocalService(config, log_dir, on_status)
 
 
 class _Claim:
