@@ -444,7 +444,8 @@ def test_an_interrupt_leaves_nothing(
 
     cloud.misbehave("apply", Fault(delay_s=1.0, state="STARTING", for_s=2.0))
     with pytest.raises(Interrupted) as interrupted, interruptible():
-        run(make(), tmp_path / "service", on_status)
+        # The SDK's process was ended with what it was asked, and takes seconds to start again.
+        run(make(terminate_timeout_s=60), tmp_path / "service", on_status)
     assert interrupted.value.signum == signum
     assert states(cloud) == {"TERMINATED"} or (when == "deploying" and not cloud.services)
 
