@@ -1,7 +1,6 @@
 """What every cluster gives: a service that runs, and what is asked of it before and after load."""
 
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,23 +11,26 @@ from orchestrator.clusters.flags import check_direct_streaming, check_flags
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, TrialError
 from orchestrator.secrets import Secret
+from orchestrator.waiting import poll
 
 ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
 _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
 
 
 class Running(Protocol):
-    """A service that was started, as a cluster backend yields it."""
+    """One service, as a cluster's `service(config, name, log_dir, on_status)` makes it."""
 
     urls: list[str]  # more than one: independent servers, with nothing before them
     token: Secret | None  # what its addresses want as bearer
     effective: dict[str, Any]  # what it says about itself, once it is ready
 
+    def start(self) -> None: ...  # ask for it; before, nothing of it is there
+
     def wait_ready(self) -> None: ...
 
-    def begin_stop(self) -> None: ...
+    def begin_stop(self) -> None: ...  # ask for its end and do not wait, so that several end side by side
 
-    def end(self) -> None: ...  # all of it, once; a local service ends with this process
+    def stop(self) -> str | None: ...  # end all of it, and wait; what is left. A second call only repeats that
 
     def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
 
@@ -45,17 +47,15 @@ def check_deployed(config: Config) -> None:
 
 def healthy_snapshot(running: Running) -> dict[str, Any] | None:
     """What runs now, once nothing of it is unhealthy; None where nobody can look inside. Raises TrialError."""
-    deadline = time.monotonic() + _HEALTHY_TIMEOUT_S
-    while True:
+    found = ""
+    for _ in poll(0.5, timeout_s=_HEALTHY_TIMEOUT_S):
         snapshot = running.snapshot()
         if snapshot is None:
             return None
         if not snapshot["unhealthy"] and snapshot["listener"] is not None:
             return snapshot
-        if time.monotonic() > deadline:
-            found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
-            raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
-        time.sleep(0.5)
+        found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
+    raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
 
 
 def check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
