@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from orchestrator.clients.base import Level
 from orchestrator.clients.locust import LocustClient
-from orchestrator.clients.processes import Level
 from orchestrator.process import clean_environment
 from tests.servers import serving
 

@@ -21,9 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import results
 from orchestrator.arms import Arm, primary_cells
+from orchestrator.clients.base import Level
 from orchestrator.clients.check import check_client, check_client_imports
 from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
-from orchestrator.clients.processes import Level
 from orchestrator.clients.vllm_bench import VllmBenchClient
 from orchestrator.clusters.anyscale import Anyscale
 from orchestrator.clusters.base import Running, ServiceName, changes, check_engines, healthy_snapshot
@@ -35,7 +35,7 @@ from orchestrator.cost import cost_usd, machines
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
 from orchestrator.plan import Plan, Service, Trial, Wave, plan_arms
-from orchestrator.process import Interrupted, client_environment
+from orchestrator.process import Interrupted, client_environment, uninterrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
 from orchestrator.secrets import Secret
@@ -162,11 +162,8 @@ class Run:
                                 with self._timed("cool_down", f"{trial.arm.name}/{trial.id}"):
                                     time.sleep(trial.arm.config.sweep.cooldown_s)
         except Interrupted:
-            for handle in self._begun:  # the signal may have come on the way into a teardown
-                try:
-                    handle.end()
-                except ServiceError as error:
-                    self.errors.append(str(error))
+            for handle in [*self._begun]:  # the signal may have come on the way into a teardown
+                self._stop(handle)
             self._finish("interrupted")
             raise
         except BaseException:
@@ -206,10 +203,7 @@ class Run:
 
     @contextlib.contextmanager
     def _service(self, service: Service, directory: Path) -> Iterator[Running]:
-        """One service from its start to its end, timed and shown.
-
-        A teardown that leaves something behind is an error of the run, and not the end of it.
-        """
+        """One service from its start to its end, timed and shown. Raises ServiceError when it is refused."""
         backend = CLUSTERS[service.config.cluster.kind]()
         self._progress.service_starting(service)
 
@@ -217,32 +211,24 @@ class Run:
             self._progress.service_status(service, text)
 
         name = service_name(self.plan, self.paths, service)
-        with self._timed("service", service.label), ExitStack() as stack:
+        handle: Running = backend.service(service.config, name, directory, say)
+        self._begun.append(handle)
+        with self._timed("service", service.label):
             try:
-                running = stack.enter_context(backend.service(service.config, name, directory, say))
-                self._begun.append(running)
-            except ServiceError as error:
-                unwound = error.__context__ if error.__cause__ is None else None
-                if isinstance(unwound, Interrupted | ServiceError):  # the teardown failed as well
-                    self._teardown_failed(error)
-                    raise unwound from None
-                raise
-            try:
-                yield running
+                handle.start()
+                yield handle
             finally:
                 self._progress.stopping(service)
-                try:
-                    stack.close()
-                except ServiceError as error:
-                    self._teardown_failed(error)
-                except Interrupted as interrupted:  # held back until the teardown was over
-                    if isinstance(interrupted.__context__, ServiceError):
-                        self._teardown_failed(interrupted.__context__)
-                    raise
+                self._stop(handle)
 
-    def _teardown_failed(self, error: ServiceError) -> None:
-        self.errors.append(str(error))
-        self._progress.teardown_failed(str(error))
+    def _stop(self, handle: Running) -> None:
+        """What a service leaves behind is an error of the run, and not the end of it."""
+        with uninterrupted():
+            left = handle.stop()
+            self._begun.remove(handle)
+            if left:
+                self.errors.append(left)
+                self._progress.teardown_failed(left)
 
     def _bring_up(self, wave: Wave, trials: list[Trial], live: ExitStack) -> dict[Service, Running]:
         """The wave's services that have something to measure, side by side; one that fails takes its trials with it."""

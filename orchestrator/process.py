@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import fcntl
 import functools
-import json
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 
@@ -102,19 +101,6 @@ def reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str,
         for name, value in sorted(env.items())
         if (name in declared or name.startswith(_REPORTED_PREFIXES)) and not any(part in name for part in _SECRET_PARTS)
     }
-
-
-def protocol_channel() -> TextIO:
-    """In a child: standard output for our lines alone; whatever else is printed goes to the log, which is stderr."""
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return channel
-
-
-def say(channel: TextIO, **message: Any) -> None:
-    """One line of JSON from a child to its parent."""
-    channel.write(json.dumps(message) + "\n")
-    channel.flush()
 
 
 def die_with_parent() -> None:

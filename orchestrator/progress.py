@@ -18,7 +18,7 @@ from rich.status import Status
 from rich.table import Column, Table
 
 from orchestrator.arms import comparisons, primary_cells
-from orchestrator.clients.processes import Live
+from orchestrator.clients.base import Live
 from orchestrator.config import Redeploy
 from orchestrator.cost import hourly_usd, machines
 from orchestrator.plan import Plan, Service, Trial

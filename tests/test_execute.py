@@ -1,10 +1,8 @@
 """Is what happened to the service during a trial told from two snapshots, and is an interrupt never lost?"""
 
-import contextlib
+import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +14,8 @@ from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
-from orchestrator.process import Interrupted
+from orchestrator.process import Interrupted, interruptible
+from orchestrator.progress import Progress
 from tests.conftest import Compose
 
 
@@ -60,39 +59,42 @@ def test_lost_listener_and_unhealthy_deployment_are_failures() -> None:
 
 
 class Stubborn:
-    """A backend whose services cannot be ended."""
+    """A service that cannot be ended, and the backend of such."""
 
     deployed = 0
     refuses = False
-    interrupts = ""  # when Ctrl-C is pressed: while it is deployed, or held back until it was torn down
+    interrupts = ""  # when Ctrl-C is pressed: in its deployment, or in its teardown
 
-    @contextlib.contextmanager
-    def service(self, *_: Any) -> Iterator[Any]:
+    def __init__(self) -> None:
+        self.effective = {"listener": None, "warnings": []}
+        self.left: str | None = None
+
+    def service(self, *_: Any) -> "Stubborn":
+        return Stubborn()
+
+    def start(self) -> None:
         Stubborn.deployed += 1
-        number = Stubborn.deployed
-        nothing = SimpleNamespace(effective={"listener": None, "warnings": []})
-        nothing.wait_ready = nothing.begin_stop = nothing.end = lambda: None
-        with interrupted_at_the_end() if self.interrupts == "teardown" else contextlib.nullcontext():
-            try:
-                if self.interrupts == "deployment":
-                    press_ctrl_c()
-                if self.refuses:
-                    raise ServiceError("refused") from ValueError("no")
-                yield nothing
-            finally:
-                raise ServiceError(f"service {number} would not end")
+        self.left = f"service {Stubborn.deployed} would not end"
+        if self.interrupts == "deployment":
+            press_ctrl_c()
+        if self.refuses:
+            raise ServiceError("refused") from ValueError("no")
 
+    def wait_ready(self) -> None:
+        """It is."""
 
-@contextlib.contextmanager
-def interrupted_at_the_end() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        press_ctrl_c()
+    def begin_stop(self) -> None:
+        """It does not listen."""
+
+    def stop(self) -> str | None:
+        if self.interrupts == "teardown":
+            press_ctrl_c()
+        return self.left
 
 
 def press_ctrl_c(*_: object) -> None:
-    raise Interrupted(signal.SIGINT)
+    """A real one: held back in a teardown, and the second says only that the first is seen to."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture
@@ -113,11 +115,21 @@ def test_interrupt_survives_teardowns_that_fail(
     monkeypatch.setattr(Stubborn, "interrupts", interrupts)
     action = press_ctrl_c if interrupts == "load" else lambda *_: None
     monkeypatch.setattr(execute.Run, "_record_trial", action)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
     assert stubborn_run.errors == [f"service {number} would not end" for number in left]
     record = results.read_json(tmp_path / "run.json")
     assert (record["status"], record["errors"]) == ("interrupted", stubborn_run.errors)
+
+
+def test_an_interrupt_on_the_way_into_a_teardown_skips_none(
+    stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute.Run, "_record_trial", lambda *_: None)
+    monkeypatch.setattr(Progress, "stopping", press_ctrl_c)
+    with pytest.raises(Interrupted), interruptible():
+        stubborn_run.go()
+    assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]  # 2 was on its way
 
 
 def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,19 +157,23 @@ def test_services_that_start_are_asked_to_end_side_by_side(
     """Before any of them is waited for, for it may take minutes, which are paid for."""
     events: list[str] = []
 
-    class Starting:
-        @contextlib.contextmanager
-        def service(self, *_: Any) -> Iterator[Any]:
-            try:
-                asked, end = lambda: events.append("asked"), lambda: events.append("end")
-                yield SimpleNamespace(wait_ready=press_ctrl_c, begin_stop=asked, end=end)
-            finally:
-                events.append("ended")
+    class Starting(Stubborn):
+        def service(self, *_: Any) -> Stubborn:
+            return Starting()
+
+        def wait_ready(self) -> None:
+            press_ctrl_c()
+
+        def begin_stop(self) -> None:
+            events.append("asked")
+
+        def stop(self) -> None:
+            events.append("stopped")
 
     monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Starting)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
-    assert events == ["asked", "asked", "ended", "ended", "end", "end"]  # each again: it may have been missed
+    assert events == ["asked", "asked", "stopped", "stopped"]
 
 
 def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_path: Path) -> None:

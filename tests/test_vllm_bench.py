@@ -24,7 +24,7 @@ import pytest
 
 from orchestrator import results
 from orchestrator.clients import vllm_bench
-from orchestrator.clients.processes import Level, Live, Measurement
+from orchestrator.clients.base import Level, Live, Measurement
 from orchestrator.clients.vllm_bench import VllmBenchClient, error_code, sample_rows, split, steady_window
 from orchestrator.errors import TrialError
 from orchestrator.process import clean_environment

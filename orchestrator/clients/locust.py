@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator import results
-from orchestrator.clients.processes import Level, Live, Measurement, drive, health
+from orchestrator.clients.base import Level, Live, Measurement, drive, health
 from orchestrator.errors import TrialError
 
 TOKEN_VARIABLE = "SERVE_ORCHESTRATOR_TOKEN"  # in the processes' environment: sent as bearer with every request

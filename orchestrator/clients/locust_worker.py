@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import select
-import signal
 import sys
 import time
 from collections import deque
@@ -41,8 +40,8 @@ from locust.env import Environment
 from locust.exception import CatchResponseError
 from locust.util.load_locustfile import load_locustfile
 
+from orchestrator.child import protocol_channel, say
 from orchestrator.clients.locust import TOKEN_VARIABLE
-from orchestrator.process import protocol_channel, say
 from orchestrator.results import SAMPLES_SCHEMA, UNFINISHED
 from orchestrator.secrets import Secret, redact
 
@@ -241,7 +240,7 @@ def report_progress(protocol: TextIO, recorder: Recorder, start_s: float, window
         num_reported = len(recorder.rows)
         say(
             protocol,
-            type="progress",
+            "progress",
             elapsed_s=tick - window_start_s,
             throughput_rps=len(latencies_ms),
             num_failed=recorder.num_failed,
@@ -344,7 +343,6 @@ class FirstRecords(logging.Filter):
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     protocol = protocol_channel()
     spec = json.loads(sys.stdin.readline() or sys.exit(1))
 
@@ -360,14 +358,14 @@ def main() -> None:
     recorder.install(environment)
     gc.collect()
     gc.freeze()
-    say(protocol, type="ready")
+    say(protocol, "ready")
 
     start_s = json.loads(sys.stdin.readline() or sys.exit(1))["start_s"]
     _start_thread(exit_with_parent, ())
     facts = drive(environment, recorder, spec, start_s, protocol)
     window_start_s = start_s + spec["level"]["ramp_up_s"] + spec["level"]["warmup_s"]
     write_shard(spec["shard"], recorder, window_start_s, spec["index"])
-    say(protocol, type="facts", **facts)
+    say(protocol, "facts", **facts)
 
     assert environment.runner
     with gevent.Timeout(TEARDOWN_S, False):

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator import results
-from orchestrator.clients.processes import Level, Live, Measurement, drive, health
+from orchestrator.clients.base import Level, Live, Measurement, drive, health
 from orchestrator.errors import TrialError
 
 WORKER = "orchestrator.clients.vllm_bench_worker"

@@ -1,7 +1,7 @@
 """One process of load: vLLM's own benchmark client, `vllm bench serve`, with a warm-up and an observer around it.
 
-Started by `orchestrator.clients.vllm_bench`, which talks to it in lines of JSON (see `processes`). On stdin come the
-spec, then the start time, then nothing: end of file means that the parent is gone, and this process ends itself.
+Started by `orchestrator.clients.vllm_bench`, which talks to it in lines of JSON (see `orchestrator.child`). On stdin
+come the spec, then the start time, then nothing: end of file means that the parent is gone, and this process ends.
 On stdout go `ready`, one `progress` a second, `facts`; what vLLM prints goes to the log.
 
 What is sent, when, and how it is timed is the client's own code, and so is the JSON it leaves. Added is what it
@@ -15,7 +15,6 @@ import json
 import math
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from orchestrator.process import protocol_channel, say
+from orchestrator.child import protocol_channel, say
 from workloads.llm import tiny
 
 BACKEND = "openai"
@@ -59,7 +58,7 @@ class Observer:
         self.phase = "WARM-UP"
         warm_up = {**settings, "input_requests": input_requests[:num_warmups], "disable_tqdm": True}
         await self._benchmark(request_rate=math.inf, **warm_up)
-        say(self.protocol, type="ready")
+        say(self.protocol, "ready")
         self.start_s = (await asyncio.to_thread(self.messages.get))["start_s"]
         self.phase = "measured"
         measured = {**settings, "input_requests": input_requests[num_warmups:]}
@@ -108,7 +107,7 @@ class Observer:
             if now >= tick:
                 say(
                     self.protocol,
-                    type="progress",
+                    "progress",
                     elapsed_s=now - self.began_s,
                     throughput_rps=(self.num_successful - num_reported) / (now - tick + 1.0),
                     num_failed=self.num_failed,
@@ -154,7 +153,6 @@ def listen(messages: "queue.SimpleQueue[Any]") -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     protocol = protocol_channel()
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(messages,), daemon=True).start()
@@ -173,7 +171,7 @@ def main() -> None:
     observer = Observer(serve, spec, messages, protocol)
     serve.main(parser.parse_args(arguments(spec, tokenizer)))
     versions = {"vllm": vllm.__version__, "aiohttp": serve.aiohttp.__version__}
-    say(protocol, type="facts", **observer.facts, versions=versions)
+    say(protocol, "facts", **observer.facts, versions=versions)
     sys.stdout.flush()
     os._exit(0)  # a thread of vLLM's must not hold up the next trial
 

@@ -2,10 +2,8 @@
 
 import dataclasses
 import re
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -15,23 +13,26 @@ from orchestrator.errors import ConfigError, TrialError
 from orchestrator.kinds import Amount, Count, Positive, WholeNumber, target_of
 from orchestrator.secrets import Secret
 from orchestrator.sections import ServiceConfig
+from orchestrator.waiting import poll
 
 ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
 _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
 
 
 class Running(Protocol):
-    """A service that was started, as a cluster backend yields it."""
+    """One service, as a cluster's `service(config, name, log_dir, on_status)` makes it."""
 
     urls: list[str]  # more than one: independent servers, with nothing before them
     token: Secret | None  # what its addresses want as bearer
     effective: dict[str, Any]  # what it says about itself, once it is ready
 
+    def start(self) -> None: ...  # ask for it; before, nothing of it is there
+
     def wait_ready(self) -> None: ...
 
-    def begin_stop(self) -> None: ...
+    def begin_stop(self) -> None: ...  # ask for its end and do not wait, so that several end side by side
 
-    def end(self) -> None: ...  # all of it, once; a local service ends with this process
+    def stop(self) -> str | None: ...  # end all of it, and wait; what is left. A second call only repeats that
 
     def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
 
@@ -127,17 +128,15 @@ class SharedCluster(Cluster):
 
 def healthy_snapshot(running: Running) -> dict[str, Any] | None:
     """What runs now, once nothing of it is unhealthy; None where nobody can look inside. Raises TrialError."""
-    deadline = time.monotonic() + _HEALTHY_TIMEOUT_S
-    while True:
+    found = ""
+    for _ in poll(0.5, timeout_s=_HEALTHY_TIMEOUT_S):
         snapshot = running.snapshot()
         if snapshot is None:
             return None
         if not snapshot["unhealthy"] and snapshot["listener"] is not None:
             return snapshot
-        if time.monotonic() > deadline:
-            found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
-            raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
-        time.sleep(0.5)
+        found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
+    raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
 
 
 def check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

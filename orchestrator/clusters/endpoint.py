@@ -1,14 +1,13 @@
 """An address that answers already, Ray or not: nothing is deployed, and what runs behind it cannot be proved."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
 from orchestrator.config import Config, Redeploy
 from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.waiting import poll
 
 _GONE_AFTER_S = 5.0
 
@@ -37,13 +36,10 @@ class Endpoint:
         """For a dry run."""
         return f"# Nothing is deployed: load goes to\nurl: {config.cluster.url}\n"
 
-    @contextmanager
-    def service(
-        self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]
-    ) -> Iterator["EndpointService"]:
-        """Nothing to bring up, nothing to take down."""
+    def service(self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]) -> "EndpointService":
+        """What answers there."""
         (log_dir / "service.yaml").write_text(self.rendered(config, None))
-        yield EndpointService(config, on_status)
+        return EndpointService(config, on_status)
 
 
 class EndpointService:
@@ -67,6 +63,9 @@ class EndpointService:
             "hardware": {},
         }
 
+    def start(self) -> None:
+        """There is nothing to start."""
+
     def wait_ready(self) -> None:
         """Until the workload's ready path answers 200. Raises ServiceError with the last answer."""
         timeout = Timeout(self._config.cluster.startup_timeout_s)
@@ -75,22 +74,20 @@ class EndpointService:
     def begin_stop(self) -> None:
         """There is nothing to stop."""
 
-    def end(self) -> None:
-        """There is nothing to end."""
+    def stop(self) -> None:
+        """There is nothing to stop, and so nothing is left."""
 
     def snapshot(self) -> None:
         """Nobody can look inside. Raises ServiceError when nobody listens there any more."""
-        deadline_s = time.monotonic() + _GONE_AFTER_S
-        while True:
+        for _ in poll(0.5, timeout_s=_GONE_AFTER_S):
             try:
                 self._address.connect().close()
                 return
             except ConnectionRefusedError:
-                if time.monotonic() > deadline_s:
-                    raise ServiceError(f"nobody listens at {self._address.url} any more") from None
+                continue
             except OSError:  # too busy to take one more is not gone
                 return
-            time.sleep(0.5)
+        raise ServiceError(f"nobody listens at {self._address.url} any more")
 
     def round_trip_ms(self) -> float | None:
         """Of opening a connection: which request would do nothing here is not known."""

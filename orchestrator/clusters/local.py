@@ -6,19 +6,15 @@ directory named after it, which is atomic, so two orchestrators cannot take the 
 """
 
 import fcntl
-import json
 import os
 import secrets
-import selectors
 import shlex
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +28,12 @@ from orchestrator.application import (
     service_env,
     settings_env,
 )
+from orchestrator.child import Child
 from orchestrator.clusters.base import check_deployed
 from orchestrator.clusters.flags import OURS
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
-from orchestrator.process import MARKER, client_environment, end_members, last_lines, listener, uninterrupted
+from orchestrator.process import MARKER, client_environment, end_members, listener, uninterrupted
 
 # Below Linux's ephemeral range (32768 on), where Ray's workers take their own ports.
 _FIRST_PORT, _LAST_PORT, _BLOCK_PORTS = 10000, 32000, 200
@@ -51,39 +48,75 @@ def directory_prefix() -> str:
 
 
 class LocalService:
-    """A service that was started; use it once `wait_ready` has returned.
+    """One service. `urls` take load; `effective` is what the live service reported about itself."""
 
-    `urls` take load; `effective` is what the live service reported about itself.
-    """
-
-    def __init__(
-        self, urls: list[str], driver: "_Driver", isolation_env: list[str], wait: tuple[float, Callable[[str], None]]
-    ) -> None:
-        self.urls = urls
+    def __init__(self, config: Config, log_dir: Path, on_status: Callable[[str], None]) -> None:
+        self.urls: list[str] = []
         self.token = None
         self.effective: dict[str, Any] = {}
-        self._driver, self._isolation_env, self._wait = driver, isolation_env, wait
+        self._config, self._log_dir, self._on_status = config, log_dir, on_status
+        self._claim: _Claim | None = None
+        self._driver: _Driver | None = None
+        self._left: str | None = None
+
+    def start(self) -> None:
+        """Claim its directory and ports, write `service.yaml` into the log directory, start its driver.
+
+        Raises ServiceError when there is no room for it.
+        """
+        config = self._config
+        with uninterrupted():
+            self._claim = claim = _Claim()
+        http_port = config.cluster.http_port or claim.base_port
+        (self._log_dir / "service.yaml").write_text(service_yaml(config, http_port))
+        ports = [http_port]
+        if config.workload.server is not None:
+            ports += [claim.base_port + offset for offset in range(1, config.workload.num_replicas)]
+        self.urls = [f"http://127.0.0.1:{port}" for port in ports]
+        module, spec = _driver_spec(config, claim, ports, self._log_dir)
+        self._driver = _Driver(module, spec, _service_environment(config, claim), self._log_dir / "driver.log")
+        self._driver.start()
 
     def wait_ready(self) -> None:
         """Raises ServiceError with the replica's own words and the log's path when it cannot be brought up."""
-        self.effective = self._driver.wait_ready(*self._wait) | {"isolation_env": self._isolation_env}
+        assert self._claim is not None
+        assert self._driver is not None
+        effective = self._driver.wait_ready(self._config.cluster.startup_timeout_s, self._on_status)
+        isolation_env = sorted({*OURS - {"RAY_AUTH_TOKEN"}, *_isolation(self._claim)})
+        self.effective = effective | {"isolation_env": isolation_env}
 
     def begin_stop(self) -> None:
         """Ask for the end without waiting for it."""
-        self._driver.hang_up()
+        if self._driver is not None:
+            self._driver.child.hang_up()
+
+    def stop(self) -> str | None:
+        """End every process of it, keep its logs, remove its directory; what is left.
+
+        A second call only repeats that.
+        """
+        with uninterrupted():
+            if self._driver is not None:
+                self._driver.stop()
+            if self._claim is not None:
+                with suppress(OSError):  # a full disk, say: the rest still has to be done
+                    _copy_logs(self._claim.directory, self._log_dir)
+                if survivors := self._claim.release():
+                    who = ", ".join(survivors)
+                    self._left = f"processes of the service would not end: {who}; log: {self._log_dir}"
+                self._claim = None
+        return self._left
 
     def snapshot(self) -> dict[str, Any]:
         """Serve actors alive now, the HTTP listener, and what Serve calls unhealthy.
 
         Raises ServiceError when the service is gone.
         """
-        return self._driver.ask("snapshot", timeout_s=_SNAPSHOT_TIMEOUT_S)
-
-    def end(self) -> None:
-        """It ends with this process, if not before."""
+        assert self._driver is not None
+        return self._driver.snapshot(_SNAPSHOT_TIMEOUT_S)
 
     def round_trip_ms(self) -> None:
-        """There is no way to go."""
+        """None: it is on this machine."""
 
 
 class LocalRay:
@@ -107,41 +140,9 @@ class LocalRay:
         """`service.yaml`, for a dry run."""
         return service_yaml(config, config.cluster.http_port)
 
-    @contextmanager
-    def service(
-        self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]
-    ) -> Iterator[LocalService]:
-        """Start one service, and always take it down again.
-
-        Writes `service.yaml` into `log_dir` before and copies the logs there after. Raises ServiceError when there
-        is no room for it, or when a process of it survives.
-        """
-        claim: _Claim | None = None
-        driver: _Driver | None = None
-        try:
-            with uninterrupted():
-                claim = _Claim()
-            http_port = config.cluster.http_port or claim.base_port
-            (log_dir / "service.yaml").write_text(service_yaml(config, http_port))
-            ports = [http_port]
-            if config.workload.server is not None:
-                ports += [claim.base_port + offset for offset in range(1, config.workload.num_replicas)]
-            module, spec = _driver_spec(config, claim, ports, log_dir)
-            with uninterrupted():
-                driver = _Driver(module, spec, _service_environment(config, claim), log_dir / "driver.log")
-            isolation_env = sorted({*OURS - {"RAY_AUTH_TOKEN"}, *_isolation(claim)})
-            urls = [f"http://127.0.0.1:{port}" for port in ports]
-            yield LocalService(urls, driver, isolation_env, (config.cluster.startup_timeout_s, on_status))
-        finally:
-            with uninterrupted():
-                if driver is not None:
-                    driver.stop()
-                if claim is not None:
-                    with suppress(OSError):  # a full disk, say: the rest still has to be done
-                        _copy_logs(claim.directory, log_dir)
-                survivors = claim.release() if claim is not None else []
-            if survivors:
-                raise ServiceError(f"processes of the service would not end: {', '.join(survivors)}; log: {log_dir}")
+    def service(self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]) -> LocalService:
+        """One service, of which nothing is there before its `start`."""
+        return LocalService(config, log_dir, on_status)
 
 
 class _Claim:
@@ -180,30 +181,27 @@ class _Claim:
 
 
 class _Driver:
-    """The parent's end of the pipes of `local_driver` (Ray Serve) or `vllm_driver`."""
+    """The child process that is the service: `local_driver` (Ray Serve) or `vllm_driver`."""
 
     def __init__(self, module: str, spec: Mapping[str, Any], env: Mapping[str, str], log: Path) -> None:
-        self._log = log
-        with log.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                env=dict(env),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,  # Ctrl-C is the orchestrator's to handle
-            )
-        self._selector = selectors.DefaultSelector()
-        assert self._process.stdout is not None
-        self._selector.register(self._process.stdout, selectors.EVENT_READ)
-        self._buffer = b""
-        self._send(json.dumps(spec))
+        self.child = Child(module, env, log, "the service's driver", ServiceError)
+        self._spec = spec
+
+    def start(self) -> None:
+        """Raises ServiceError when it ends at once."""
+        self.child.start()
+        self.child.send(self._spec)
 
     def wait_ready(self, timeout_s: float, on_status: Callable[[str], None]) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_s
+        """What the service really runs with. Raises ServiceError when it cannot be brought up."""
+        deadline_s = time.monotonic() + timeout_s
         text = "starting"
         while True:
-            message = self._receive(deadline, f"not ready after {timeout_s:g} s (cluster.startup_timeout_s): {text}")
+            message = self._checked(self.child.receive(deadline_s, "ready"))
+            if message is None:
+                raise ServiceError(
+                    f"not ready after {timeout_s:g} s (cluster.startup_timeout_s): {text}\nLog: {self.child.log}"
+                )
             if message["event"] == "ready":
                 effective = message["effective"]
                 assert isinstance(effective, dict)
@@ -211,62 +209,21 @@ class _Driver:
             text = message["text"]
             on_status(text)
 
-    def ask(self, command: str, timeout_s: float) -> dict[str, Any]:
-        self._send(command)
-        try:
-            return self._receive(time.monotonic() + timeout_s, f"no answer to {command!r} within {timeout_s:g} s")
-        except ServiceError:
-            self._process.kill()  # else a late answer would be taken for the next one's
-            raise
-
-    def hang_up(self) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
+    def snapshot(self, timeout_s: float) -> dict[str, Any]:
+        """Raises ServiceError when it does not answer in time, which ends it."""
+        answer = self._checked(self.child.ask({"call": "snapshot"}, timeout_s, "snapshot"))
+        if answer is None:
+            raise ServiceError(f"no answer to 'snapshot' within {timeout_s:g} s\nLog: {self.child.log}")
+        return answer
 
     def stop(self) -> None:
         """Close its standard input, on which it ends itself and its tree; the caller sweeps up what is left."""
-        assert self._process.stdout is not None
-        self.hang_up()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._selector.close()
-        self._process.stdout.close()
+        self.child.close(grace_s=30)
 
-    def _send(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._gone() from None
-
-    def _receive(self, deadline: float, late: str) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
-            if not self._selector.select(max(0.0, deadline - time.monotonic())):
-                raise ServiceError(f"{late}\nLog: {self._log}")
-            assert self._process.stdout is not None
-            data = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not data:
-                raise self._gone()
-            self._buffer += data
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        message = json.loads(line)
-        assert isinstance(message, dict)
-        if message["event"] == "failed":
-            raise ServiceError(f"{message['error']}\nLog: {self._log.parent}")
+    def _checked(self, message: dict[str, Any] | None) -> dict[str, Any] | None:
+        if message is not None and message["event"] == "failed":
+            raise ServiceError(f"{message['error']}\nLog: {self.child.log.parent}")
         return message
-
-    def _gone(self) -> ServiceError:
-        try:
-            code: int | None = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            code = None
-        tail = last_lines(self._log.read_text(errors="replace"), 15)
-        return ServiceError(f"the service's driver ended (exit code {code}):\n{tail}\nLog: {self._log}")
 
 
 def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import statistics
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from orchestrator.clusters.engine import arrived
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.secrets import Secret, redact
+from orchestrator.waiting import poll
 
 _REQUEST_TIMEOUT_S = 90.0  # the probe asks every Serve actor
 _CONNECT_TIMEOUT_S = 10.0
@@ -54,14 +55,14 @@ class Address:
 
     def wait_for(self, path: str, timeout: "Timeout", say: Callable[[str], None]) -> bytes:
         """The body of the first 200. Raises ServiceError with the last answer."""
-        while True:
+        text = ""
+        for _ in timeout.poll(_POLL_S):
             try:
                 return self.request(path)
             except (OSError, http.client.HTTPException) as error:
                 text = f"{self.url}{path.partition('?')[0]}: {error}"
-            timeout.check(text)
             say(text)
-            time.sleep(_POLL_S)
+        raise timeout.over(text)
 
     def round_trip_ms(self) -> float | None:
         """Median time of a request that does nothing (Serve's health route) on an open connection; None without answer.
@@ -126,10 +127,13 @@ class Timeout:
         self._timeout_s = timeout_s
         self._deadline_s = time.monotonic() + timeout_s
 
-    def check(self, text: str) -> None:
-        """Raises ServiceError with `text`, what was seen last, when it is over."""
-        if time.monotonic() >= self._deadline_s:
-            raise ServiceError(f"not ready after {self._timeout_s:g} s (cluster.startup_timeout_s): {text}")
+    def poll(self, interval_s: float) -> Iterator[None]:
+        """Turns until it is over; it goes on over several such loops."""
+        return poll(interval_s, self._deadline_s - time.monotonic())
+
+    def over(self, text: str) -> ServiceError:
+        """What to raise then; `text` is what was seen last."""
+        return ServiceError(f"not ready after {self._timeout_s:g} s (cluster.startup_timeout_s): {text}")
 
 
 @dataclass(frozen=True)
@@ -149,15 +153,15 @@ class Probe:
 
     def told(self, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
         """What it says of the live service, as `workloads.probe.readback.summary`. Raises ServiceError."""
-        while True:
+        answer = b""
+        for _ in timeout.poll(_POLL_S):
             answer = self.address.wait_for(f"{self.route}/effective", timeout, say)
             with contextlib.suppress(ValueError):
                 told = json.loads(answer)
                 if isinstance(told, dict) and "actors" in told:
                     return told
             # Somebody else answers this route as long as Serve's proxies do not know ours.
-            timeout.check(f"{self.address.url}{self.route} is not answered by the probe: {answer[:200]!r}")
-            time.sleep(_POLL_S)
+        raise timeout.over(f"{self.address.url}{self.route} is not answered by the probe: {answer[:200]!r}")
 
     def effective(self, config: Config, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
         """What the live service really runs with. Raises ServiceError when something declared did not arrive."""
