@@ -15,12 +15,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import provenance
-from orchestrator.config import ClusterConfig, ClusterKind, Config, check_number
+from orchestrator.clusters.base import Cluster
+from orchestrator.clusters.flags import DIRECT_STREAMING, check_flags
 from orchestrator.errors import ConfigError
+from orchestrator.kinds import check_number
 from orchestrator.process import import_trouble
+from orchestrator.sections import ServiceConfig
 
 
-def render_application(config: Config) -> dict[str, Any]:
+def render_application(config: ServiceConfig) -> dict[str, Any]:
     """The Serve application config of one arm: the workload's, with the profile's `app` laid over it.
 
     Same for every backend; `serve run` and `anyscale service deploy` accept it in their files.
@@ -51,25 +54,15 @@ def render_application(config: Config) -> dict[str, Any]:
     return application
 
 
-def engine_arguments(config: Config) -> dict[str, Any] | None:
+def engine_arguments(config: ServiceConfig) -> dict[str, Any] | None:
     """The engine arguments of the application as it is deployed; None for one without a model."""
     llm_configs = (render_application(config).get("args") or {}).get("llm_configs")
     return llm_configs[0]["engine_kwargs"] if llm_configs else None
 
 
-def settings_env(config: Config) -> dict[str, str]:
-    """Environment variables that every arm has, whatever its flags: of the cluster and of the workload."""
-    return {**config.cluster.env, **config.workload.env}
-
-
-def service_env(config: Config) -> dict[str, str]:
-    """Environment variables of every process of the service: the settings, and over them the profile's flags."""
-    return settings_env(config) | config.profile.env
-
-
-def service_key(config: Config) -> str:
+def service_key(config: ServiceConfig, cluster: Cluster) -> str:
     """Identity of what is brought up: not the client, the load or how results are judged. 12 hex digits."""
-    cluster, workload = config.cluster, config.workload
+    workload = config.workload
     if workload.application is None:
         what = {"server": workload.server, "num_servers": workload.num_replicas, "vllm": _versions().get("vllm")}
     else:
@@ -77,19 +70,7 @@ def service_key(config: Config) -> str:
         module = application["import_path"].split(":")[0]
         what = {"ray": _versions().get("ray"), "application": application, "source": source_digest(module)}
         what |= {"vllm": _versions().get("vllm")} if config.model else {}
-    return digest(
-        {
-            "cluster": [cluster.kind.value, cluster.num_cpus, cluster.num_gpus, cluster.http_port, *_place(cluster)],
-            "env": service_env(config),
-            **what,
-        }
-    )
-
-
-def _place(cluster: ClusterConfig) -> list[Any]:
-    """What else decides where a service runs and what runs there."""
-    names = ("dashboard_url", "url", "cloud", "project", "image_uri", "head_node", "worker_nodes")
-    return [] if cluster.kind is ClusterKind.local else [getattr(cluster, name) for name in names]
+    return digest({"cluster": cluster.identity(), "env": cluster.service_env(config), **what})
 
 
 @functools.cache
@@ -162,7 +143,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def check_source(config: Config) -> None:
+def check_source(config: ServiceConfig) -> None:
     """The application's module file exists, parses and holds the attribute; nothing is imported. Raises ConfigError."""
     if config.workload.application is None:
         return
@@ -197,7 +178,7 @@ class _Ask(NamedTuple):
     num_gpus: float
 
 
-def check_replicas(config: Config) -> None:
+def check_replicas(config: ServiceConfig, cluster: Cluster) -> None:
     """More replicas than the cluster can hold would only time out, so this is refused here."""
     try:
         asks = _asks(config)
@@ -210,17 +191,16 @@ def check_replicas(config: Config) -> None:
         ) from error
     cpus = sum(ask.num_replicas * ask.num_cpus for ask in asks)
     gpus = sum(ask.num_replicas * ask.num_gpus for ask in asks)
-    has = config.cluster
-    if cpus > has.num_cpus or gpus > has.num_gpus:
+    if cpus > cluster.num_cpus or gpus > cluster.num_gpus:
         parts = [f"{ask.name} {ask.num_replicas} x ({ask.num_cpus:g} CPU, {ask.num_gpus:g} GPU)" for ask in asks]
-        hint = "; model=tiny needs no GPU" if config.model.get("num_gpus") and gpus > has.num_gpus else ""
+        hint = "; model=tiny needs no GPU" if config.model.get("num_gpus") and gpus > cluster.num_gpus else ""
         raise ConfigError(
             f"workload {config.workload.name} asks for {cpus:g} CPU and {gpus:g} GPU ({', '.join(parts)}); "
-            f"cluster {has.name} hands out {has.num_cpus} CPU and {has.num_gpus} GPU (cluster.num_*){hint}"
+            f"cluster {cluster.name} hands out {cluster.num_cpus} CPU and {cluster.num_gpus} GPU (cluster.num_*){hint}"
         )
 
 
-def _asks(config: Config) -> list[_Ask]:
+def _asks(config: ServiceConfig) -> list[_Ask]:
     workload = config.workload
     if workload.server is not None:
         return [_Ask("server", workload.num_replicas, 1, gpus_of_server(workload.server))]
@@ -265,8 +245,29 @@ def _ask(name: str, settings: Mapping[str, Any]) -> _Ask:
     return _Ask(name, replicas, cpus, gpus)
 
 
-def check_module(module: str, config: Config) -> None:
-    """Import it in a child process. Raises ConfigError with the end of its traceback."""
-    extra = config.workload.extra
-    if trouble := import_trouble(module, config.cluster.startup_timeout_s):
+def check_module(module: str, extra: str | None, timeout_s: float) -> None:
+    """Import it in a child process. Raises ConfigError with the end of its traceback.
+
+    `extra`: the optional dependencies of ours that it needs.
+    """
+    if trouble := import_trouble(module, timeout_s):
         raise ConfigError(f"{module} {trouble}" + (f"\nIt needs: pip install '.[{extra}]'" if extra else ""))
+
+
+def check_deployed(config: ServiceConfig, cluster: Cluster) -> None:
+    """What every cluster that deploys something refuses, known without starting Ray. Raises ConfigError."""
+    check_flags(cluster.service_env(config))
+    check_direct_streaming(config)
+    check_source(config)
+    check_replicas(config, cluster)
+
+
+def check_direct_streaming(config: ServiceConfig) -> None:
+    """It takes the place of the ingress of Ray Serve LLM. Raises ConfigError."""
+    if config.workload.application is None or config.profile.env.get(DIRECT_STREAMING) != "1":
+        return
+    if ingress := (render_application(config).get("args") or {}).get("ingress_deployment_config"):
+        raise ConfigError(
+            f"{DIRECT_STREAMING}=1 has no ingress to configure, found {ingress}; the profile takes it away "
+            "with app.args.ingress_deployment_config: null, as profile=direct_streaming does"
+        )

@@ -45,6 +45,7 @@ Count = Annotated[int, Field(strict=True, gt=0, description="a whole number abov
 WholeNumber = Annotated[int, Field(strict=True, ge=0, description="a whole number and not negative")]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False, description="a number above 0")]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False, description="a number and not negative")]
+Port = Annotated[int, Field(strict=True, ge=1024, le=65535, description="a port in 1024..65535, or null")]
 
 T = TypeVar("T")
 

@@ -16,15 +16,16 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orchestrator.application import render_application, service_env
+from orchestrator.application import check_deployed, render_application
 from orchestrator.child import Child
-from orchestrator.clusters.base import ServiceName, check_deployed
+from orchestrator.clusters.base import ServiceName, SharedCluster
 from orchestrator.clusters.remote import (
     Address,
     Probe,
@@ -34,10 +35,11 @@ from orchestrator.clusters.remote import (
     stage,
     token_of,
 )
-from orchestrator.config import SDK_MAX_NODES, SDK_MIN_NODES, ClusterConfig, Config
 from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.kinds import Amount, Positive
 from orchestrator.process import client_environment, uninterrupted
 from orchestrator.secrets import Secret, redact
+from orchestrator.sections import ServiceConfig
 from orchestrator.waiting import poll
 
 _SDK_MODULE = "orchestrator.clusters.anyscale_sdk"
@@ -53,6 +55,7 @@ _POLL_S = 5.0
 _RETRY_DELAYS_S = (2.0, 4.0, 8.0)
 
 _MAX_TAG_LENGTH = 63
+_SDK_MIN_NODES, _SDK_MAX_NODES = 0, 10  # of worker_nodes, where nothing is said: anyscale.compute_config.models
 # What the child may inherit besides: the way out, and nothing that changes what is deployed.
 _WAY_OUT = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "ANYSCALE_SSL_CA_CERT")
 
@@ -67,14 +70,55 @@ _REASONS = (
 )
 
 
-class Anyscale:
+@dataclass(kw_only=True)
+class Anyscale(SharedCluster):
     """Brings services up in the cloud that the token belongs to."""
 
-    def check(self, config: Config) -> None:
+    token_env: str | None  # the environment variable that holds the token; never the token itself
+    host_env: str = "ANYSCALE_HOST"  # the environment variable with another address than Anyscale's own
+    terminate_timeout_s: Positive = 900  # a service that has not ended by then is reported
+    cloud: str | None = None  # null = the organisation's default
+    project: str | None = None
+    image_uri: str | None = None
+    head_node: dict[str, Any] = field(default_factory=dict)
+    worker_nodes: list[dict[str, Any]] = field(default_factory=list)
+    expires_after_h: Amount = 12  # a tag, for whoever cleans up after us
+    usd_per_hour: dict[str, Amount] = field(default_factory=dict)  # of each instance type
+    max_cost_usd: Amount | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """The machines, the image, and where."""
+        names = ("cloud", "project", "image_uri", "head_node", "worker_nodes", "num_cpus", "num_gpus")
+        return {"kind": super().identity()["kind"]} | {name: getattr(self, name) for name in names}
+
+    def bring_up_s(self, config: ServiceConfig) -> float:
+        """Estimate in seconds: assumed."""
+        return 600.0
+
+    def machines(self) -> list[tuple[str, int]]:
+        """The head node and the workers, at most as many as the SDK may rent."""
+        workers = [(each["instance_type"], each.get("max_nodes", _SDK_MAX_NODES)) for each in self.worker_nodes]
+        return [(self.head_node["instance_type"], 1), *workers]
+
+    def hourly_usd(self) -> float | None:
+        """All machines of one service; None where the price of one is not declared."""
+        if self.unpriced():
+            return None
+        return sum(count * self.usd_per_hour[name] for name, count in self.machines())
+
+    def unpriced(self) -> list[str]:
+        """Machines without a declared price."""
+        return [name for name, _ in self.machines() if name not in self.usd_per_hour]
+
+    def cost_limit_usd(self) -> float | None:
+        """As declared."""
+        return self.max_cost_usd
+
+    def check(self, config: ServiceConfig) -> None:
         """Everything that can be known without a token. Raises ConfigError."""
-        check_uploaded(config)
-        check_deployed(config)
-        cluster = config.cluster
+        check_uploaded(config, self.name)
+        check_deployed(config, self)
+        cluster = self
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", cluster.service_prefix):
             raise ConfigError(
                 "cluster.service_prefix must start with a letter and hold letters, digits, - and _ alone, "
@@ -86,63 +130,69 @@ class Anyscale:
         if host := os.environ.get(cluster.host_env):
             check_address(f"the environment variable {cluster.host_env} (cluster.host_env)", host)
         if not config.dry_run:
-            _token(config)
+            _token(self)
 
-    def check_live(self, config: Config) -> None:
+    def check_live(self, config: ServiceConfig) -> None:
         """Log in and find the cloud. Raises ConfigError."""
         if importlib.util.find_spec("anyscale") is None:
             raise ConfigError("the Anyscale SDK is not installed here: pip install '.[anyscale]'")
-        cluster = config.cluster
-        sdk = _Sdk(config, Path(os.devnull))
+        sdk = _Sdk(self, Path(os.devnull))
         try:
-            sdk.retried("status", _CALL_TIMEOUT_S, name=f"{cluster.service_prefix}-nothing")
+            sdk.retried("status", _CALL_TIMEOUT_S, name=f"{self.service_prefix}-nothing")
         except ServiceError as error:
-            raise ConfigError(f"Anyscale (cluster.cloud={cluster.cloud}): {error}") from error
+            raise ConfigError(f"Anyscale (cluster.cloud={self.cloud}): {error}") from error
         finally:
             sdk.close()
 
-    def rendered(self, config: Config, name: ServiceName) -> str:
+    def rendered(self, config: ServiceConfig, name: ServiceName) -> str:
         """`service.yaml`, for a dry run."""
-        return service_yaml(config, name)
+        return service_yaml(self, config, name)
 
-    def left_over(self, config: Config, names: Sequence[ServiceName]) -> dict[ServiceName, str]:
+    def left_over(self, config: ServiceConfig, names: Sequence[ServiceName]) -> dict[ServiceName, str]:
         """Those of these services that a run left behind, with their state. Raises ServiceError."""
-        sdk = _Sdk(config, Path(os.devnull))
+        sdk = _Sdk(self, Path(os.devnull))
         try:
             found = {name: sdk.retried("status", _CALL_TIMEOUT_S, name=name.service) for name in names}
         finally:
             sdk.close()
         return {name: each["state"] for name, each in found.items() if each and each["state"] != "TERMINATED"}
 
-    def end(self, config: Config, name: ServiceName, log_dir: Path) -> str | None:
+    def end(self, config: ServiceConfig, name: ServiceName, log_dir: Path) -> str | None:
         """End a service that its run left behind; what is left when nobody can tell that it is TERMINATED."""
-        service = AnyscaleService(config, name, log_dir, lambda text: None)
+        service = AnyscaleService(self, config, name, log_dir, lambda text: None)
         service._may_be_there = True
         return service.stop()
 
     def service(
-        self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
+        self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> "AnyscaleService":
         """One service, which is asked for by its `start`."""
-        return AnyscaleService(config, name, log_dir, on_status)
+        return AnyscaleService(self, config, name, log_dir, on_status)
 
 
 class AnyscaleService:
     """One service. `urls` take load, with `token` as bearer; `effective` is what it reported about itself."""
 
-    def __init__(self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cluster: Anyscale,
+        config: ServiceConfig,
+        name: ServiceName,
+        log_dir: Path,
+        on_status: Callable[[str], None],
+    ) -> None:
         self.urls: list[str] = []
         self.token: Secret | None = None
         self.effective: dict[str, Any] = {}
-        self._config = config
+        self._cluster, self._config = cluster, config
         self._name = name.service
         # Unique: a service that is deployed again under its name still shows the version before for a while.
         self._version = f"v{secrets.token_hex(4)}"
-        self._rendered = render_service(config, name) | {"version_name": self._version}
+        self._rendered = render_service(cluster, config, name) | {"version_name": self._version}
         self._log_dir = log_dir
         self._on_status = on_status
         self._last_text = ""
-        self._sdk = _Sdk(config, log_dir / "anyscale.log")
+        self._sdk = _Sdk(cluster, log_dir / "anyscale.log")
         self._address = Address("")
         self._may_be_there = False
         self._left: str | None = None
@@ -169,7 +219,7 @@ class AnyscaleService:
 
         Raises ServiceError as soon as it is clear that this will not be.
         """
-        timeout = Timeout(self._config.cluster.startup_timeout_s)
+        timeout = Timeout(self._cluster.startup_timeout_s)
         try:
             self._wait_running(timeout)
             self._say("waiting for the first reply")
@@ -281,7 +331,7 @@ class AnyscaleService:
 
     def _terminate(self) -> str | None:
         num_refused, trouble = 0, ""
-        for _ in poll(_POLL_S, timeout_s=self._config.cluster.terminate_timeout_s):
+        for _ in poll(_POLL_S, timeout_s=self._cluster.terminate_timeout_s):
             try:
                 if self._is_ended():
                     return None
@@ -331,20 +381,19 @@ def _in_words(status: Mapping[str, Any] | None, version: str) -> str:
     )
 
 
-def _check_machines(cluster: ClusterConfig) -> None:
+def _check_machines(cluster: Anyscale) -> None:
     for key, node in [("head_node", cluster.head_node), *(("worker_nodes", each) for each in cluster.worker_nodes)]:
         instance_type = node.get("instance_type")
         if not isinstance(instance_type, str) or not re.fullmatch(r"\S+", instance_type):
             raise ConfigError(f"cluster.{key} needs an instance_type, found {dict(node)}")
-        fewest, most = node.get("min_nodes", SDK_MIN_NODES), node.get("max_nodes", SDK_MAX_NODES)
+        fewest, most = node.get("min_nodes", _SDK_MIN_NODES), node.get("max_nodes", _SDK_MAX_NODES)
         if not (type(fewest) is type(most) is int and 0 <= fewest <= most and most > 0):
             raise ConfigError(f"cluster.{key}: min_nodes must not be above max_nodes, found {dict(node)}")
 
 
-def render_service(config: Config, name: ServiceName) -> dict[str, Any]:
+def render_service(cluster: Anyscale, config: ServiceConfig, name: ServiceName) -> dict[str, Any]:
     """The service as Anyscale's ServiceConfig takes it, from a directory that holds `workloads/` alone."""
-    cluster = config.cluster
-    application, env = render_application(config), _env_vars(config)
+    application, env = render_application(config), _env_vars(cluster, config)
     probe = Probe.rendered("orchestrator-probe", PROBE_ROUTE, application, config.profile.env, env)
     expires_at = datetime.now(UTC) + timedelta(hours=cluster.expires_after_h)
     tags = {
@@ -373,9 +422,9 @@ def render_service(config: Config, name: ServiceName) -> dict[str, Any]:
     return {key: value for key, value in rendered.items() if value is not None}
 
 
-def service_yaml(config: Config, name: ServiceName) -> str:
+def service_yaml(cluster: Anyscale, config: ServiceConfig, name: ServiceName) -> str:
     """`service.yaml`, headed by the command that runs the same service by hand."""
-    return _as_yaml(render_service(config, name))
+    return _as_yaml(render_service(cluster, config, name))
 
 
 def _as_yaml(rendered: Mapping[str, Any]) -> str:
@@ -383,15 +432,15 @@ def _as_yaml(rendered: Mapping[str, Any]) -> str:
     return head + yaml.safe_dump(dict(rendered), sort_keys=False)
 
 
-def _env_vars(config: Config) -> dict[str, str]:
-    env = service_env(config)
+def _env_vars(cluster: Anyscale, config: ServiceConfig) -> dict[str, str]:
+    env = cluster.service_env(config)
     if "RAY_SERVE_ENABLE_HA_PROXY" in env:  # Anyscale's own switch, which its images look at
         env["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] = env["RAY_SERVE_ENABLE_HA_PROXY"]
     return env
 
 
-def _token(config: Config) -> Secret:
-    token = token_of(config)
+def _token(cluster: Anyscale) -> Secret:
+    token = token_of(cluster.token_env)
     if token is None:
         raise ConfigError("cluster.token_env must name the environment variable that holds an Anyscale token")
     return token
@@ -409,11 +458,10 @@ class _CallError(ServiceError):
 class _Sdk:
     """Our end of the child process, which is started by the first call and again after one that did not answer."""
 
-    def __init__(self, config: Config, log: Path) -> None:
-        cluster = config.cluster
+    def __init__(self, cluster: Anyscale, log: Path) -> None:
         # With a slash at its end, every path on the wire would begin with two.
         self._host = os.environ.get(cluster.host_env, "").rstrip("/") or None
-        self._token = _token(config)
+        self._token = _token(cluster)
         self._where = {"cloud": cluster.cloud, "project": cluster.project}
         self._log = log
         self._child: Child | None = None

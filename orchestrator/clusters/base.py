@@ -77,11 +77,10 @@ class Cluster(ABC):
     @abstractmethod
     def service(
         self, config: ServiceConfig, name: "ServiceName", log_dir: Path, on_status: Callable[[str], None]
-    ) -> AbstractContextManager["Running"]:
-        """One service: asked for on entering, ended on leaving, however that comes about.
+    ) -> "Running":
+        """A handle of one service, of which nothing is there before its `start`.
 
-        Writes `service.yaml` and its logs into `log_dir`. Entering raises ServiceError where it cannot even be asked
-        for; whether it is ready is `Running.wait_ready`'s to find out.
+        It writes `service.yaml` and its logs into `log_dir`, and tells `on_status` what it is doing.
         """
 
     def identity(self) -> dict[str, Any]:
@@ -122,8 +121,8 @@ class SharedCluster(Cluster):
         """Those of these services that a run left behind, with their state. Raises ServiceError."""
 
     @abstractmethod
-    def end(self, config: ServiceConfig, name: "ServiceName", log_dir: Path) -> None:
-        """End a service that its run left behind. Raises ServiceError when it is still there in the end."""
+    def end(self, config: ServiceConfig, name: "ServiceName", log_dir: Path) -> str | None:
+        """End a service that its run left behind; what is still there in the end."""
 
 
 def healthy_snapshot(running: Running) -> dict[str, Any] | None:

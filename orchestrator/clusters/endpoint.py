@@ -1,55 +1,63 @@
 """An address that answers already, Ray or not: nothing is deployed, and what runs behind it cannot be proved."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
-from orchestrator.config import Config, Redeploy
+from orchestrator.clusters.base import Cluster, ServiceName
 from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.sections import ServiceConfig
 from orchestrator.waiting import poll
 
 _GONE_AFTER_S = 5.0
 
 
-class Endpoint:
+@dataclass(kw_only=True)
+class Endpoint(Cluster):
     """Only looks whether somebody answers."""
 
-    def check(self, config: Config) -> None:
+    url: str | None  # http://...: the requests' paths come below it
+    token_env: str | None = None  # the environment variable that holds a bearer token; never the token itself
+
+    deploys: ClassVar[bool] = False
+
+    def check(self, config: ServiceConfig) -> None:
         """Raises ConfigError."""
-        check_address("cluster.url", config.cluster.url)
+        check_address("cluster.url", self.url)
         if config.profile.env or config.profile.app:
             raise ConfigError(
-                f"cluster {config.cluster.name} deploys nothing, so the flags of profile={config.profile.name} cannot "
+                f"cluster {self.name} deploys nothing, so the flags of profile={config.profile.name} cannot "
                 "reach what answers; use profile=baseline, and compare addresses: cluster.url=http://a,http://b -m"
             )
-        if config.cluster.redeploy is not Redeploy.never:
+        if self.redeploy != "never":
             raise ConfigError(
                 "cluster.redeploy must be never: what is deployed by others is no fresh deployment of ours"
             )
-        token_of(config)
+        if not config.dry_run:
+            token_of(self.token_env)
 
-    def check_live(self, config: Config) -> None:
-        """Whether somebody answers is seen when load begins."""
-
-    def rendered(self, config: Config, _name: Any) -> str:
+    def rendered(self, config: ServiceConfig, name: ServiceName) -> str:
         """For a dry run."""
-        return f"# Nothing is deployed: load goes to\nurl: {config.cluster.url}\n"
+        return f"# Nothing is deployed: load goes to\nurl: {self.url}\n"
 
-    def service(self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]) -> "EndpointService":
+    def service(
+        self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
+    ) -> "EndpointService":
         """What answers there."""
-        (log_dir / "service.yaml").write_text(self.rendered(config, None))
-        return EndpointService(config, on_status)
+        (log_dir / "service.yaml").write_text(self.rendered(config, name))
+        return EndpointService(self, config, on_status)
 
 
 class EndpointService:
     """`urls` take load, with `token` as bearer; `effective` holds nothing that was read back."""
 
-    def __init__(self, config: Config, on_status: Callable[[str], None]) -> None:
-        assert config.cluster.url is not None
-        self._address = Address(config.cluster.url.rstrip("/"), token_of(config))
+    def __init__(self, cluster: Endpoint, config: ServiceConfig, on_status: Callable[[str], None]) -> None:
+        assert cluster.url is not None
+        self._address = Address(cluster.url.rstrip("/"), token_of(cluster.token_env))
         self.urls, self.token = [self._address.url], self._address.token
-        self._config, self._on_status = config, on_status
+        self._cluster, self._config, self._on_status = cluster, config, on_status
         self.effective: dict[str, Any] = {
             "declared_env": {},
             "actors": [],
@@ -68,7 +76,7 @@ class EndpointService:
 
     def wait_ready(self) -> None:
         """Until the workload's ready path answers 200. Raises ServiceError with the last answer."""
-        timeout = Timeout(self._config.cluster.startup_timeout_s)
+        timeout = Timeout(self._cluster.startup_timeout_s)
         self._address.wait_for(self._config.workload.ready_path, timeout, self._on_status)
 
     def begin_stop(self) -> None:

@@ -23,8 +23,8 @@ from typing import Any
 
 import yaml
 
-from orchestrator.application import render_application, service_env
-from orchestrator.clusters.base import ServiceName, check_deployed
+from orchestrator.application import check_deployed, render_application
+from orchestrator.clusters.base import ServiceName, SharedCluster
 from orchestrator.clusters.remote import (
     Address,
     Probe,
@@ -34,9 +34,9 @@ from orchestrator.clusters.remote import (
     stage,
     token_of,
 )
-from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import uninterrupted
+from orchestrator.sections import ServiceConfig
 from orchestrator.waiting import poll
 
 _APPLICATIONS = "/api/serve/applications/"
@@ -47,26 +47,38 @@ _MISSING_S = 30.0
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
-class Existing:
+@dataclass(kw_only=True)
+class Existing(SharedCluster):
     """Puts applications of ours on a cluster that is not."""
 
-    def check(self, config: Config) -> None:
-        """Everything that can be known without asking the cluster. Raises ConfigError."""
-        check_address("cluster.dashboard_url", config.cluster.dashboard_url)
-        if config.cluster.url is not None:
-            check_address("cluster.url", config.cluster.url)
-        check_uploaded(config)
-        check_deployed(config)
-        token_of(config)
+    dashboard_url: str | None  # of the head node
+    token_env: str | None = None  # the environment variable that holds the dashboard's token; never the token itself
+    url: str | None = None  # where load goes; null = Serve's HTTP port on the dashboard's machine
 
-    def check_live(self, config: Config) -> None:
+    def identity(self) -> dict[str, Any]:
+        """Not how it is asked: what may be called otherwise tomorrow."""
+        names = super().identity()
+        del names["token_env"], names["service_prefix"]
+        return names
+
+    def check(self, config: ServiceConfig) -> None:
+        """Everything that can be known without asking the cluster. Raises ConfigError."""
+        check_address("cluster.dashboard_url", self.dashboard_url)
+        if self.url is not None:
+            check_address("cluster.url", self.url)
+        check_uploaded(config, self.name)
+        check_deployed(config, self)
+        if not config.dry_run:
+            token_of(self.token_env)
+
+    def check_live(self, config: ServiceConfig) -> None:
         """See that the flags of the profile hold there. Raises ConfigError."""
         try:
-            told = _look(_dashboard(config), config.cluster.url, config.cluster.startup_timeout_s)
+            told = _look(_dashboard(self), self.url, self.startup_timeout_s)
         except ServiceError as error:
-            raise ConfigError(f"cluster.dashboard_url={config.cluster.dashboard_url}: {error}") from error
+            raise ConfigError(f"cluster.dashboard_url={self.dashboard_url}: {error}") from error
         environments = [actor["env"] for actor in told["actors"]]
-        wanted = {name: value for name, value in service_env(config).items() if name.startswith(("RAY_", "VLLM_"))}
+        wanted = {name: value for name, value in self.service_env(config).items() if name.startswith(("RAY_", "VLLM_"))}
         # Any other flag of Serve that is set there would be measured under this profile's name.
         there = {name for env in environments for name in env if name.startswith("RAY_SERVE_")}
         wrong = []
@@ -77,42 +89,50 @@ class Existing:
                 wrong.append(f"{name} is {values}, declared {wanted.get(name, 'unset')}")
         if wrong:
             raise ConfigError(
-                f"profile={config.profile.name} does not hold on the cluster at {config.cluster.dashboard_url}:\n  "
+                f"profile={config.profile.name} does not hold on the cluster at {self.dashboard_url}:\n  "
                 + "\n  ".join(wrong)
                 + "\nFlags are read when Ray starts: put them before `ray start`, or choose the profile that is there. "
                 "A setting of the cluster that is no part of the comparison belongs to cluster.env"
             )
 
-    def rendered(self, config: Config, name: ServiceName) -> str:
+    def rendered(self, config: ServiceConfig, name: ServiceName) -> str:
         """`service.yaml`, for a dry run."""
-        return service_yaml(config, name, "<upload of workloads/>")
+        return service_yaml(self, config, name, "<upload of workloads/>")
 
-    def left_over(self, config: Config, names: Sequence[ServiceName]) -> dict[ServiceName, str]:
+    def left_over(self, config: ServiceConfig, names: Sequence[ServiceName]) -> dict[ServiceName, str]:
         """Those of these services that a run left behind, with their state. Raises ServiceError."""
-        found = _dashboard(config).applications()
+        found = _dashboard(self).applications()
         states = {name: [found[each]["status"] for each in _names(name) if each in found] for name in names}
         return {name: each[0] for name, each in states.items() if each}
 
-    def end(self, config: Config, name: ServiceName, _log_dir: Path) -> str | None:
+    def end(self, config: ServiceConfig, name: ServiceName, log_dir: Path) -> str | None:
         """Remove what a run left behind; what is still there in the end."""
-        return _dashboard(config).remove_all(_names(name))
+        return _dashboard(self).remove_all(_names(name))
 
     def service(
-        self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
+        self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> "ExistingService":
         """One service, of which nothing is there before its `start`."""
-        return ExistingService(config, name, log_dir, on_status)
+        return ExistingService(self, config, name, log_dir, on_status)
 
 
 class ExistingService:
     """`urls` take load below our own route; `effective` is what the live cluster reported."""
 
-    def __init__(self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cluster: Existing,
+        config: ServiceConfig,
+        name: ServiceName,
+        log_dir: Path,
+        on_status: Callable[[str], None],
+    ) -> None:
+        self._cluster = cluster
         self.token = None
         self.urls: list[str] = []
         self.effective: dict[str, Any] = {}
         self._config, self._name, self._log_dir, self._on_status = config, name, log_dir, on_status
-        self._dashboard = _dashboard(config)
+        self._dashboard = _dashboard(cluster)
         self._applications: list[dict[str, Any]] = []
         self._may_be_there = False
         self._left: str | None = None
@@ -121,8 +141,8 @@ class ExistingService:
     def start(self) -> None:
         """Deploy the service's applications. Raises ServiceError when they are refused."""
         working_dir = _upload(self._dashboard)
-        self._applications = render_applications(self._config, self._name, working_dir)
-        (self._log_dir / "service.yaml").write_text(service_yaml(self._config, self._name, working_dir))
+        self._applications = render_applications(self._cluster, self._config, self._name, working_dir)
+        (self._log_dir / "service.yaml").write_text(service_yaml(self._cluster, self._config, self._name, working_dir))
         self._on_status("deploying")
         self._dashboard.check_room(_names(self._name))
         self._may_be_there = True
@@ -133,10 +153,10 @@ class ExistingService:
 
         Raises ServiceError with Serve's own words when it cannot be brought up.
         """
-        timeout = Timeout(self._config.cluster.startup_timeout_s)
+        timeout = Timeout(self._cluster.startup_timeout_s)
         ours, probe = self._applications
         self._dashboard.wait_running([ours["name"], probe["name"]], timeout, self._on_status)
-        self._serve = self._dashboard.serve(self._config.cluster.url)
+        self._serve = self._dashboard.serve(self._cluster.url)
         self.urls = [self._serve.url + ours["route_prefix"]]
         self._serve.wait_for(ours["route_prefix"] + self._config.workload.ready_path, timeout, self._on_status)
         self.effective = self._probe().effective(self._config, timeout, self._on_status)
@@ -276,9 +296,9 @@ class _Dashboard:
             raise ServiceError(f"{self.address.url}{path}: {said}{hint}") from None
 
 
-def _dashboard(config: Config) -> _Dashboard:
-    assert config.cluster.dashboard_url is not None
-    return _Dashboard(Address(config.cluster.dashboard_url.rstrip("/"), token_of(config)))
+def _dashboard(cluster: Existing) -> _Dashboard:
+    assert cluster.dashboard_url is not None
+    return _Dashboard(Address(cluster.dashboard_url.rstrip("/"), token_of(cluster.token_env)))
 
 
 @functools.cache  # once for all arms of a run
@@ -302,11 +322,13 @@ def _look(dashboard: _Dashboard, url: str | None, timeout_s: float) -> dict[str,
             raise ServiceError(left)
 
 
-def render_applications(config: Config, name: ServiceName, working_dir: str) -> list[dict[str, Any]]:
+def render_applications(
+    cluster: Existing, config: ServiceConfig, name: ServiceName, working_dir: str
+) -> list[dict[str, Any]]:
     """Ours and the probe beside it, each below a route of its own."""
     runtime_env, (ours_name, probe_name) = {"working_dir": working_dir}, _names(name)
     ours = render_application(config) | {"name": ours_name, "route_prefix": f"/{ours_name}"}
-    probe = Probe.rendered(probe_name, f"/{probe_name}", ours, config.profile.env, service_env(config))
+    probe = Probe.rendered(probe_name, f"/{probe_name}", ours, config.profile.env, cluster.service_env(config))
     return [ours | {"runtime_env": runtime_env}, probe | {"runtime_env": runtime_env}]
 
 
@@ -314,10 +336,10 @@ def _names(name: ServiceName) -> tuple[str, str]:
     return name.service, f"{name.service}-probe"
 
 
-def service_yaml(config: Config, name: ServiceName, working_dir: str) -> str:
+def service_yaml(cluster: Existing, config: ServiceConfig, name: ServiceName, working_dir: str) -> str:
     """`service.yaml`: what is added to the applications that the cluster runs."""
-    head = f"# Added to the applications at {config.cluster.dashboard_url}, and removed from them again.\n"
-    rendered = {"applications": render_applications(config, name, working_dir)}
+    head = f"# Added to the applications at {cluster.dashboard_url}, and removed from them again.\n"
+    rendered = {"applications": render_applications(cluster, config, name, working_dir)}
     return head + yaml.dump(rendered, Dumper=_NoAliases, sort_keys=False)
 
 

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator import provenance
-from orchestrator.application import render_application
-from orchestrator.config import Config
 from orchestrator.errors import ConfigError
 
-_DIRECT_STREAMING = "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"
+DIRECT_STREAMING = "RAY_SERVE_LLM_ENABLEDIRECT_STREAMING"
 # A flag that Ray refuses, or ignores, without another.
-_NEEDS = {_DIRECT_STREAMING: "RAY_SERVE_ENABLE_HA_PROXY"}
+_NEEDS = {DIRECT_STREAMING: "RAY_SERVE_ENABLE_HA_PROXY"}
 # What isolates a service from its neighbours, so no profile may declare it.
 OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_TMPDIR", "RAY_ADDRESS"})
 
@@ -43,17 +41,6 @@ def check_flags(env: Mapping[str, str]) -> None:
         nearest = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
         advice = f"; nearest known: {', '.join(nearest)}" if nearest else ""
         raise ConfigError(f"Ray {provenance.package_versions().get('ray')} knows no flag {name}{advice}")
-
-
-def check_direct_streaming(config: Config) -> None:
-    """It takes the place of the ingress of Ray Serve LLM. Raises ConfigError."""
-    if config.workload.application is None or config.profile.env.get(_DIRECT_STREAMING) != "1":
-        return
-    if ingress := (render_application(config).get("args") or {}).get("ingress_deployment_config"):
-        raise ConfigError(
-            f"{_DIRECT_STREAMING}=1 has no ingress to configure, found {ingress}; the profile takes it away "
-            "with app.args.ingress_deployment_config: null, as profile=direct_streaming does"
-        )
 
 
 def _ray_root() -> Path:

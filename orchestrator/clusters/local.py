@@ -15,25 +15,26 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from orchestrator.application import (
+    check_deployed,
     check_module,
     engine_arguments,
     gpus_of_server,
     render_application,
-    service_env,
-    settings_env,
 )
 from orchestrator.child import Child
-from orchestrator.clusters.base import check_deployed
+from orchestrator.clusters.base import Cluster, ServiceName
 from orchestrator.clusters.flags import OURS
-from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.kinds import Port
 from orchestrator.process import MARKER, client_environment, end_members, listener, uninterrupted
+from orchestrator.sections import ServiceConfig
 
 # Below Linux's ephemeral range (32768 on), where Ray's workers take their own ports.
 _FIRST_PORT, _LAST_PORT, _BLOCK_PORTS = 10000, 32000, 200
@@ -50,10 +51,13 @@ def directory_prefix() -> str:
 class LocalService:
     """One service. `urls` take load; `effective` is what the live service reported about itself."""
 
-    def __init__(self, config: Config, log_dir: Path, on_status: Callable[[str], None]) -> None:
+    def __init__(
+        self, cluster: "Local", config: ServiceConfig, log_dir: Path, on_status: Callable[[str], None]
+    ) -> None:
         self.urls: list[str] = []
         self.token = None
         self.effective: dict[str, Any] = {}
+        self._cluster = cluster
         self._config, self._log_dir, self._on_status = config, log_dir, on_status
         self._claim: _Claim | None = None
         self._driver: _Driver | None = None
@@ -64,24 +68,25 @@ class LocalService:
 
         Raises ServiceError when there is no room for it.
         """
-        config = self._config
+        cluster, config = self._cluster, self._config
         with uninterrupted():
             self._claim = claim = _Claim()
-        http_port = config.cluster.http_port or claim.base_port
-        (self._log_dir / "service.yaml").write_text(service_yaml(config, http_port))
+        http_port = cluster.http_port or claim.base_port
+        (self._log_dir / "service.yaml").write_text(service_yaml(cluster, config, http_port))
         ports = [http_port]
         if config.workload.server is not None:
             ports += [claim.base_port + offset for offset in range(1, config.workload.num_replicas)]
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
-        module, spec = _driver_spec(config, claim, ports, self._log_dir)
-        self._driver = _Driver(module, spec, _service_environment(config, claim), self._log_dir / "driver.log")
+        module, spec = _driver_spec(cluster, config, claim, ports, self._log_dir)
+        env = _service_environment(cluster, config, claim)
+        self._driver = _Driver(module, spec, env, self._log_dir / "driver.log")
         self._driver.start()
 
     def wait_ready(self) -> None:
         """Raises ServiceError with the replica's own words and the log's path when it cannot be brought up."""
         assert self._claim is not None
         assert self._driver is not None
-        effective = self._driver.wait_ready(self._config.cluster.startup_timeout_s, self._on_status)
+        effective = self._driver.wait_ready(self._cluster.startup_timeout_s, self._on_status)
         isolation_env = sorted({*OURS - {"RAY_AUTH_TOKEN"}, *_isolation(self._claim)})
         self.effective = effective | {"isolation_env": isolation_env}
 
@@ -119,30 +124,40 @@ class LocalService:
         """None: it is on this machine."""
 
 
-class LocalRay:
+@dataclass(kw_only=True)
+class Local(Cluster):
     """Brings services up on this machine."""
 
-    def check(self, config: Config) -> None:
+    http_port: Port | None = None  # null = a free one
+
+    def check(self, config: ServiceConfig) -> None:
         """Everything that can be known without starting Ray. Raises ConfigError."""
-        check_deployed(config)
-        port = config.cluster.http_port
+        check_deployed(config, self)
+        port = self.http_port
+        if port is not None and self.max_live_services > 1:
+            raise ConfigError(
+                "cluster.http_port names one port, but cluster.max_live_services is above 1; leave it null"
+            )
         if port is not None and not _is_free(port):
             holder = listener(port)
             by = f" by {holder['process']} (pid {holder['pid']})" if holder else ""
             raise ConfigError(f"cluster.http_port={port} is in use{by}; choose another, or null for a free one")
 
-    def check_live(self, config: Config) -> None:
+    def check_live(self, config: ServiceConfig) -> None:
         """Import the application in a child process. Raises ConfigError."""
         if config.workload.application is not None:
-            check_module(config.workload.application["import_path"].split(":")[0], config)
+            module = config.workload.application["import_path"].split(":")[0]
+            check_module(module, config.workload.extra, self.startup_timeout_s)
 
-    def rendered(self, config: Config, _name: Any) -> str:
+    def rendered(self, config: ServiceConfig, name: ServiceName) -> str:
         """`service.yaml`, for a dry run."""
-        return service_yaml(config, config.cluster.http_port)
+        return service_yaml(self, config, self.http_port)
 
-    def service(self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]) -> LocalService:
+    def service(
+        self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
+    ) -> LocalService:
         """One service, of which nothing is there before its `start`."""
-        return LocalService(config, log_dir, on_status)
+        return LocalService(self, config, log_dir, on_status)
 
 
 class _Claim:
@@ -226,12 +241,14 @@ class _Driver:
         return message
 
 
-def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path) -> tuple[str, dict[str, Any]]:
+def _driver_spec(
+    cluster: Local, config: ServiceConfig, claim: _Claim, ports: list[int], log_dir: Path
+) -> tuple[str, dict[str, Any]]:
     """The module that runs the service, and what it is told."""
     spec = {
         "directory": str(claim.directory),
         "declared_env": config.profile.env,
-        "cluster_env": settings_env(config),
+        "cluster_env": cluster.settings_env(config),
         "log_dir": str(log_dir),
     }
     server = config.workload.server
@@ -239,8 +256,8 @@ def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path)
         named = {"model": server["model"], "source": server["source"], "engine": server["engine"]}
         return "orchestrator.clusters.vllm_driver", spec | named | {"ports": ports, "gpus": gpus_of_server(server)}
     return "orchestrator.clusters.local_driver", spec | {
-        "num_cpus": config.cluster.num_cpus,
-        "num_gpus": config.cluster.num_gpus,
+        "num_cpus": cluster.num_cpus,
+        "num_gpus": cluster.num_gpus,
         "metrics_export_port": claim.base_port + 6,
         "serve_config": render_service(config, ports[0]),
         "http_port": ports[0],
@@ -249,7 +266,7 @@ def _driver_spec(config: Config, claim: _Claim, ports: list[int], log_dir: Path)
     }
 
 
-def render_service(config: Config, http_port: int | None) -> dict[str, Any]:
+def render_service(config: ServiceConfig, http_port: int | None) -> dict[str, Any]:
     """The Serve deploy config of one arm, or what vLLM's servers are given. `http_port` None: not chosen yet."""
     if config.workload.server is not None:
         return {"num_servers": config.workload.num_replicas, **config.workload.server}
@@ -260,9 +277,9 @@ def render_service(config: Config, http_port: int | None) -> dict[str, Any]:
     }
 
 
-def service_yaml(config: Config, http_port: int | None) -> str:
+def service_yaml(cluster: Local, config: ServiceConfig, http_port: int | None) -> str:
     """`service.yaml`, headed by the command that runs the same service by hand."""
-    setting = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(service_env(config).items()))
+    setting = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(cluster.service_env(config).items()))
     command = "serve run service.yaml"
     if config.workload.server is not None:
         command = "python -m vllm.entrypoints.openai.api_server, as the first line of server-<i>.log has it"
@@ -270,7 +287,7 @@ def service_yaml(config: Config, http_port: int | None) -> str:
     return head + yaml.safe_dump(render_service(config, http_port), sort_keys=False)
 
 
-def _service_environment(config: Config, claim: _Claim) -> dict[str, str]:
+def _service_environment(cluster: Local, config: ServiceConfig, claim: _Claim) -> dict[str, str]:
     ours = {
         MARKER: str(claim.directory),
         "RAY_AUTH_MODE": "token",
@@ -281,7 +298,7 @@ def _service_environment(config: Config, claim: _Claim) -> dict[str, str]:
         "SPT_NOENV": "1",  # vLLM's process titles must not overwrite the environment, by which we find its processes
         "VLLM_NO_USAGE_STATS": "1",
     }
-    return client_environment() | _isolation(claim) | service_env(config) | ours
+    return client_environment() | _isolation(claim) | cluster.service_env(config) | ours
 
 
 def _isolation(claim: _Claim) -> dict[str, str]:

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from orchestrator import provenance
 from orchestrator.application import engine_arguments
 from orchestrator.clusters.engine import arrived
-from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.secrets import Secret, redact
+from orchestrator.sections import ServiceConfig
 from orchestrator.waiting import poll
 
 _REQUEST_TIMEOUT_S = 90.0  # the probe asks every Serve actor
@@ -163,7 +163,7 @@ class Probe:
             # Somebody else answers this route as long as Serve's proxies do not know ours.
         raise timeout.over(f"{self.address.url}{self.route} is not answered by the probe: {answer[:200]!r}")
 
-    def effective(self, config: Config, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
+    def effective(self, config: ServiceConfig, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
         """What the live service really runs with. Raises ServiceError when something declared did not arrive."""
         try:
             told = arrived(self.told(timeout, say), engine_arguments(config))
@@ -179,11 +179,11 @@ class Probe:
         return told | {"listener": {}}  # who listens is not ours to see
 
 
-def check_uploaded(config: Config) -> None:
+def check_uploaded(config: ServiceConfig, cluster: str) -> None:
     """The application is among what is uploaded. Raises ConfigError."""
     if config.workload.application is None:
         raise ConfigError(
-            f"workload {config.workload.name} has no Serve application, which cluster={config.cluster.name} needs; "
+            f"workload {config.workload.name} has no Serve application, which cluster={cluster} needs; "
             "run it on a machine with GPUs itself, cluster=local_h100"
         )
     module = config.workload.application["import_path"].split(":")[0]
@@ -203,10 +203,9 @@ def stage(directory: Path) -> None:
     shutil.copytree(provenance.ROOT / "workloads", directory / "workloads", ignore=ignored, copy_function=copy)
 
 
-def token_of(config: Config) -> Secret | None:
-    """The token from the environment variable that the config names. Raises ConfigError when it is not set."""
-    name = config.cluster.token_env
-    if name is None or config.dry_run:
+def token_of(name: str | None) -> Secret | None:
+    """The token from the environment variable `name` (`cluster.token_env`). Raises ConfigError when it is not set."""
+    if name is None:
         return None
     value = os.environ.get(name)
     if not value:
