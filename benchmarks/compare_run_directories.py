@@ -121,6 +121,7 @@ class Values:
 
 
 Content = dict[str, Values]
+Own = Sequence[tuple[str, str]]  # what only this run is called, or where it lay -> what to read instead
 
 
 def kind_of(name: str) -> str:
@@ -142,30 +143,39 @@ def files(run: Path) -> dict[str, Path]:
     return found
 
 
-def content(path: Path, kind: str, run: Path) -> Content:
+def own_names(run: Path) -> Own:
+    """The run's name and the directories that held it when it was written and now. Raises OSError."""
+    configs = [yaml.safe_load(path.read_text()) for path in sorted(run.glob("*/.hydra/config.yaml"))]
+    places = {str(run.parent), *(str(config["outputs"]) for config in configs if "outputs" in config)}
+    names = {run.name, str(json.loads((run / "run.json").read_text())["run_id"])}
+    absolute = sorted((place for place in places if place.startswith("/")), key=len, reverse=True)
+    return [*((place, "<outputs>") for place in absolute), *((name, "<run>") for name in names)]
+
+
+def content(path: Path, kind: str, own: Own) -> Content:
     """Key -> values of a file that has keys or columns; nothing of one that has not. Raises ValueError."""
     found: Content = defaultdict(Values)
     if path.suffix == ".parquet":
-        _add_table(found, pyarrow.parquet.read_table(path), run)
+        _add_table(found, pyarrow.parquet.read_table(path), own)
     elif path.suffix == ".csv":
         empty_is_null = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
-        _add_table(found, pyarrow.csv.read_csv(path, convert_options=empty_is_null), run)
+        _add_table(found, pyarrow.csv.read_csv(path, convert_options=empty_is_null), own)
     elif path.suffix == ".json":
-        _add(found, json.loads(path.read_text()), kind, "", run)
+        _add(found, json.loads(path.read_text()), kind, "", own)
     elif path.suffix == ".jsonl":
-        _add(found, [json.loads(line) for line in path.read_text().splitlines()], kind, "", run)
+        _add(found, [json.loads(line) for line in path.read_text().splitlines()], kind, "", own)
     elif path.suffix in (".yaml", ".yml"):
-        _add(found, yaml.safe_load(path.read_text()), kind, "", run)
+        _add(found, yaml.safe_load(path.read_text()), kind, "", own)
     return dict(found)
 
 
-def _add_table(found: Content, table: pa.Table, run: Path) -> None:
+def _add_table(found: Content, table: pa.Table, own: Own) -> None:
     for column in table.schema:
         values = table.column(column.name).to_pylist()
-        found[column.name] = Values({str(column.type)}, [_plain(value, run) for value in values])
+        found[column.name] = Values({str(column.type)}, [_plain(value, own) for value in values])
 
 
-def _add(found: Content, value: Any, kind: str, key: str, run: Path) -> None:
+def _add(found: Content, value: Any, kind: str, key: str, own: Own) -> None:
     names = {dict: "object", list: "list", str: "string", type(None): "null"}
     if key:
         found[key].types.add(names.get(type(value), type(value).__name__))
@@ -174,21 +184,22 @@ def _add(found: Content, value: Any, kind: str, key: str, run: Path) -> None:
             value = list(value.values())
         else:
             for name, part in value.items():
-                _add(found, part, kind, f"{key}.{name}" if key else str(name), run)
+                _add(found, part, kind, f"{key}.{name}" if key else str(name), own)
             return
     if isinstance(value, list):
         found[key].values.append(len(value))
         for part in value:
-            _add(found, part, kind, f"{key}.*" if key else "*", run)
+            _add(found, part, kind, f"{key}.*" if key else "*", own)
         return
-    found[key].values.append(_plain(value, run))
+    found[key].values.append(_plain(value, own))
 
 
-def _plain(value: Any, run: Path) -> Any:
+def _plain(value: Any, own: Own) -> Any:
     """The value without what is drawn, dated, or the run's own name and place."""
     if not isinstance(value, str):
         return value
-    value = value.replace(str(run.parent), "<outputs>").replace(run.name, "<run>")
+    for text, instead in own:
+        value = value.replace(text, instead)
     for pattern, instead in DRAWN:
         value = pattern.sub(instead, value)
     return value
@@ -197,7 +208,7 @@ def _plain(value: Any, run: Path) -> Any:
 def compare(before: Path, after: Path) -> list[Difference]:
     """All differences between two run directories, the documented ones included, in the order of the files."""
     before, after = before.resolve(), after.resolve()
-    sides = files(before), files(after)
+    sides, own = (files(before), files(after)), (own_names(before), own_names(after))
     found: list[Difference] = []
     measured: dict[str, tuple[Content, Content]] = {}  # kind of file -> what is measured in all of them
     for name in sorted(sides[0].keys() | sides[1].keys()):
@@ -206,7 +217,7 @@ def compare(before: Path, after: Path) -> list[Difference]:
             found.append(Difference(name, "", *present))
             continue
         kind = kind_of(name)
-        first, second = content(sides[0][name], kind, before), content(sides[1][name], kind, after)
+        first, second = content(sides[0][name], kind, own[0]), content(sides[1][name], kind, own[1])
         found += _declared_differences(name, first, second)
         of_kind = measured.setdefault(kind, (defaultdict(Values), defaultdict(Values)))
         for whole, part in zip(of_kind, (first, second), strict=True):

@@ -1,6 +1,7 @@
 """Do two versions of this code write the same run directory? What the comparison must see, and what it must not."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def test_what_is_measured_or_dated_is_no_difference(runs: tuple[Path, Path], cap
     assert found(runs) == []
     assert comparing.main([str(run) for run in runs]) == 0
     assert "0 differences" in capsys.readouterr().out
+
+
+def test_a_copy_elsewhere_is_no_difference(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    for run in runs:
+        for path in run.glob("*/.hydra/config.yaml"):
+            change(path, lambda config: config.update(outputs=str(run.parent)))  # noqa: B023
+    copy = tmp_path / "renamed"
+    shutil.copytree(runs[0], copy)
+    assert comparing.compare(copy, runs[1]) == []
 
 
 def test_a_removed_key(runs: tuple[Path, Path]) -> None:
