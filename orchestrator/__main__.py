@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from orchestrator import execute
 from orchestrator.cleanup import SCRATCH_PREFIX, left_elsewhere
+from orchestrator.composition import once_a_job
 from orchestrator.config import parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError, ServiceError
 from orchestrator.paths import RunPaths, create_run_dir
@@ -73,7 +74,8 @@ def _compose(arguments: list[str]) -> list[Job]:
         found.append((composed, overrides, str(record.runtime.choices.get("profile")), hydra_dir))
 
     try:
-        collect()
+        with once_a_job():
+            collect()
     except ValueError as error:  # Hydra's own, for flags that exclude each other
         raise ConfigError(str(error)) from None
     except SystemExit as stop:

@@ -1,16 +1,22 @@
 """The command as a user types it, up to the first deployment: refusals, dry runs, help. Starts no Ray."""
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
+from orchestrator import __main__ as orchestrator_main
 from orchestrator import execute
+from orchestrator.config import Config, register
 from orchestrator.process import members
 from tests.conftest import ROOT
 
@@ -41,6 +47,44 @@ def refused(outputs: Path, *arguments: str) -> str:
     assert not outputs.exists()
     assert members(outputs) == []
     return printed
+
+
+def test_each_job_is_composed_once_and_as_hydra_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each file is read: once for all jobs."""
+    arguments = ["workload=streaming,recsys", "profile=baseline,optimized", "++sweep.repeats=2", "-m"]
+    monkeypatch.setattr(sys, "argv", ["orchestrator", *arguments])
+    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # as python -m has it: conf/ is found beside the file
+    composed: list[list[str]] = []
+    load_sweep_config = ConfigLoaderImpl.load_sweep_config
+
+    def counted(loader: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composed.append(sweep_overrides)
+        return load_sweep_config(loader, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
+    register()
+
+    def jobs(scratch: Path) -> list[tuple[Config, dict[str, Any]]]:
+        monkeypatch.setenv(orchestrator_main.SCRATCH, str(scratch))
+        return [
+            (
+                job.config,
+                {path.name: path.read_text().replace(str(scratch), "") for path in job.hydra_dir.iterdir()},
+            )
+            for job in orchestrator_main._compose(arguments)
+            if job.hydra_dir
+        ]
+
+    ours = jobs(tmp_path / "ours")
+    assert [each[:2] for each in composed] == [
+        [f"workload={workload}", f"profile={profile}"]
+        for workload in ("streaming", "recsys")
+        for profile in ("baseline", "optimized")
+    ]
+    assert {name for _, files in ours for name in files} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    monkeypatch.setattr(orchestrator_main, "once_a_job", contextlib.nullcontext)
+    assert jobs(tmp_path / "hydras") == ours
+    assert len(composed) == 3 * len(ours)
 
 
 @pytest.mark.parametrize(
