@@ -21,9 +21,8 @@ from orchestrator.clusters.local_ray import directory_prefix, is_claimed
 from orchestrator.config import register
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.paths import RunPaths
-from orchestrator.process import end_members, members
+from orchestrator.process import SCRATCH_PREFIX, end_members, members
 
-SCRATCH_PREFIX = "serve-orchestrator-"  # of where Hydra writes while it composes
 _Left = tuple[str, Callable[[], None]]  # what it is, and how it is ended
 
 

@@ -15,9 +15,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig
 
 from orchestrator import __main__ as orchestrator_main
-from orchestrator import execute
 from orchestrator.config import Config, register
-from orchestrator.process import members
+from orchestrator.process import claim, members
 from tests.conftest import ROOT
 
 BROKEN = {
@@ -179,7 +178,7 @@ def test_cleanup_removes_what_a_killed_composition_left(tmp_path: Path) -> None:
     left, held = tmp_path / "serve-orchestrator-left", tmp_path / "serve-orchestrator-held"
     left.mkdir()
     held.mkdir()
-    claimed = execute.claim(held)
+    claimed = claim(held)
     command = [sys.executable, "-m", "orchestrator.cleanup", "--yes", str(tmp_path)]
     told = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60
@@ -266,8 +265,19 @@ def test_help_and_cfg_exit_0_and_leave_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["+experiment=all_on_8x", "dry_run=true"]])
-def test_heavy_packages_are_not_imported(tmp_path: Path, arguments: list[str]) -> None:
+CHILDRENS = {"ray", "torch", "anyscale", "vllm", "locust", "gevent", "fastapi"}
+RUNS = {"numpy", "pandas", "pyarrow", "scipy", "matplotlib", "rich"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "not_imported"),
+    [
+        (["--help"], CHILDRENS | RUNS),
+        (["--cfg=job"], CHILDRENS | RUNS),
+        (["+experiment=all_on_8x", "dry_run=true"], CHILDRENS),
+    ],
+)
+def test_heavy_packages_are_not_imported(tmp_path: Path, arguments: list[str], not_imported: set[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "orchestrator", f"outputs={tmp_path}", *arguments],
         cwd=ROOT,
@@ -278,4 +288,4 @@ def test_heavy_packages_are_not_imported(tmp_path: Path, arguments: list[str]) -
     assert done.returncode == 0, done.stderr
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "hydra" in imported
-    assert imported.isdisjoint({"ray", "torch", "anyscale", "vllm", "locust", "gevent", "fastapi"})
+    assert imported.isdisjoint(not_imported)
