@@ -21,9 +21,8 @@ from orchestrator.clusters.local import directory_prefix
 from orchestrator.config import register
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.paths import RunPaths
-from orchestrator.process import end_members, is_claimed, members
+from orchestrator.process import SCRATCH_PREFIX, end_members, is_claimed, members
 
-SCRATCH_PREFIX = "serve-orchestrator-"  # of where Hydra writes while it composes
 _Left = tuple[str, Callable[[], str | None]]  # what it is, and what ends it and says what is left then
 
 

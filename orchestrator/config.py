@@ -5,6 +5,7 @@ Hydra checks names and types while composing. `parse` checks what a type cannot 
 model size): these exist to be overridden and interpolated into `application` and `client`.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -180,7 +181,7 @@ def parse(composed: DictConfig) -> Config:
     try:
         # Merged into the schema, which refuses names that Hydra's + would add: a misspelt limit would limit nothing.
         plain = OmegaConf.to_container(composed, throw_on_missing=True)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(Config), plain))
         assert isinstance(config, Config)
         config.workload = _workload(config.workload)
     except OmegaConfBaseException as error:
@@ -198,11 +199,17 @@ def parse(composed: DictConfig) -> Config:
     return config
 
 
+@functools.cache  # making one takes longer than the copy that `merge` takes of it
+def _schema(of: type) -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(of)
+    return schema
+
+
 def _workload(node: Any) -> WorkloadConfig:
     if not isinstance(node, Mapping):
         raise ConfigError(f"workload must be a mapping, found {node!r}")
     ours = {each.name: node[each.name] for each in fields(WorkloadConfig) if each.name in node}
-    workload = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WorkloadConfig), ours))
+    workload = OmegaConf.to_object(OmegaConf.merge(_schema(WorkloadConfig), ours))
     assert isinstance(workload, WorkloadConfig)
     if workload.application is not None and workload.server is not None:
         raise ConfigError(f"workload {workload.name} has an application or a server, and not both")

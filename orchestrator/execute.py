@@ -5,7 +5,6 @@ A service or trial that fails is a recorded result and the run goes on; an inter
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
 import time
@@ -35,7 +34,7 @@ from orchestrator.cost import cost_usd, machines
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.paths import RunPaths, set_aside
 from orchestrator.plan import Plan, Service, Trial, Wave, plan_arms
-from orchestrator.process import Interrupted, client_environment, uninterrupted
+from orchestrator.process import Interrupted, claim, client_environment, uninterrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
 from orchestrator.secrets import Secret
@@ -420,19 +419,6 @@ def keep_hydra_record(plan: Plan, paths: RunPaths) -> None:
     for arm in plan.arms:
         assert arm.hydra_dir is not None
         shutil.copytree(arm.hydra_dir, paths.hydra_dir(arm.name))
-
-
-def claim(root: Path) -> int:
-    """Hold a directory until this process ends, so that nobody resumes a run that is still going, or clears it away.
-
-    Raises ConfigError when another one holds it.
-    """
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"{root} is still being written by another orchestrator") from None
-    return descriptor
 
 
 def _is_far(distance_ms: float | None, metrics: Mapping[str, Any]) -> bool:
