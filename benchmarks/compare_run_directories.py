@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,6 +197,8 @@ def _add(found: Content, value: Any, kind: str, key: str, own: Own) -> None:
 
 def _plain(value: Any, own: Own) -> Any:
     """The value without what is drawn, dated, or the run's own name and place."""
+    if isinstance(value, datetime):  # a CSV's
+        return "<time>"
     if not isinstance(value, str):
         return value
     for text, instead in own:

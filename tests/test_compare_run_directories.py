@@ -25,6 +25,8 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     pair = tmp_path / "before" / "2026-11-21_08-53-15", tmp_path / "after" / "2026-11-22_10-00-00"
     for seed, run in enumerate(pair):
         make_run(run, SPEEDS, repeats=2, seed=seed, invalid=[("baseline", 4, 0)] if seed else [])
+        for path in [run / "summary.csv", *run.rglob("*.json")]:
+            path.write_text(path.read_text().replace("2026-11-21T07", f"2026-11-2{seed}T09"))
         logs = run / "services" / "optimized" / "r0"
         (logs / "driver.log").write_text(str(seed))
         (logs / f"replica_unary_Echo_{seed}cyir76{seed}.log").touch()

@@ -210,8 +210,12 @@ class _Driver:
             on_status(text)
 
     def snapshot(self, timeout_s: float) -> dict[str, Any]:
-        """Raises ServiceError when it does not answer in time, which ends it."""
-        answer = self._checked(self.child.ask({"call": "snapshot"}, timeout_s, "snapshot"))
+        """Raises ServiceError when it fails or does not answer in time, which ends it."""
+        try:
+            answer = self._checked(self.child.ask({"call": "snapshot"}, timeout_s, "snapshot"))
+        except ServiceError:
+            self.child.kill()  # it answers nothing more
+            raise
         if answer is None:
             raise ServiceError(f"no answer to 'snapshot' within {timeout_s:g} s\nLog: {self.child.log}")
         return answer
