@@ -36,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator import paths, results
+from orchestrator.load.level import Level
 
 NOTES = {
     "imported": "not measured by the orchestrator: what it checks of a live service and client is unknown",
@@ -394,7 +395,8 @@ def _write(run: paths.RunPaths, points: list[_Point], names: dict[str, str], ori
         name = paths.safe_name(names["profile"] + (f",num_replicas={replicas}" if several_arms else ""))
         key = hashlib.sha256(json.dumps([origin, names, axes], sort_keys=True).encode()).hexdigest()[:12]
         for point in group:
-            level = paths.level_name(concurrency=point.concurrency)
+            assert point.concurrency is not None, "open loops are refused"
+            level = Level.of_clients(point.concurrency).name
             metrics = {column: point.metrics.get(column) for column in columns}
             identity = {"run_id": run.run_id, "arm": name, "trial_id": paths.trial_id(level, 0), "repeat": 0}
             identity |= {"service_key": key, "load_mode": "closed", "concurrency": point.concurrency}
@@ -414,7 +416,7 @@ def _write(run: paths.RunPaths, points: list[_Point], names: dict[str, str], ori
             results.write_json(run.trial_json(name, level, 0), trial)
             planned = identity | names | {"state": "complete", "num_replicas": point.num_replicas}
             rows.append(results.summary_row(planned, trial))
-        levels = [row["concurrency"] for row in rows if row["arm"] == name]
+        levels = [Level.of_clients(row["concurrency"]).name for row in rows if row["arm"] == name]
         arms.append({"name": name, "axes": axes, "levels": levels, "copy": 0, "service_key": key})
         primary.append({"axes": fixed, "baseline": name, "candidate": None, "metric": "throughput_rps", "level": level})
     results.write_summary(run.root, rows)

@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.errors import ConfigError
+from orchestrator.load.level import Level
 
 SDK_MIN_NODES, SDK_MAX_NODES = 0, 10  # of worker_nodes, where nothing is said: anyscale.compute_config.models
 
@@ -36,10 +37,6 @@ class ClusterKind(Enum):
 class Redeploy(Enum):
     per_repeat = "per_repeat"
     never = "never"
-
-
-class LoadMode(Enum):
-    closed = "closed"
 
 
 class ClientKind(Enum):
@@ -89,9 +86,10 @@ class ProfileConfig:
 @dataclass
 class SweepConfig:
     name: str = MISSING
-    load: LoadMode = LoadMode.closed
-    concurrency: Any = MISSING  # an int or a list: `=[1,8]` and `=1,8 -m` both mean two levels
-    per_replica: bool = False  # concurrency is of each replica: N replicas get N times as many clients
+    # Levels, of one of the two: a number or a list; `=[1,8]` and `=1,8 -m` both mean two levels.
+    concurrency: Any = None  # closed loop: clients
+    offered_rps: Any = None  # open loop: requests per second
+    per_replica: bool = False  # a level is of each replica: N replicas get N times as many clients or requests
     repeats: int = MISSING
     ramp_up_s: float = MISSING
     warmup_s: float = MISSING
@@ -124,6 +122,7 @@ class CompareConfig:
 
     treatment: Any = None  # an axis or a list of axes; null = the profile where it varies, else the last one swept
     baseline: str | None = None  # an arm, or its value of the treatment; null = "baseline", else the first arm
+    figure: str | None = None  # null = throughput_rps where levels are clients, latency_p95_ms where they are rates
     margin: float = MISSING
     max_looks: int = MISSING
 
@@ -186,7 +185,7 @@ def parse(composed: DictConfig) -> Config:
         config.workload = _workload(config.workload)
     except OmegaConfBaseException as error:
         raise ConfigError(re.sub(r"\n\s+(reference|object)_type=.*", "", str(error))) from error
-    config.sweep.concurrency = _concurrency(config.sweep.concurrency)
+    _check_levels(config.sweep)
     config.compare.treatment = _treatment(config.compare.treatment)
     for where in ("cluster", "workload", "profile"):
         _check_env(f"{where}.env", getattr(config, where).env)
@@ -241,15 +240,35 @@ def check_number(key: str, value: Any, *, whole: bool = False, above_0: bool = F
         raise ConfigError(f"{key} must be a {what}, found {value!r}")
 
 
-def _concurrency(value: Any) -> list[int]:
-    levels = value if isinstance(value, list) else [value]
-    if not levels:
-        raise ConfigError("sweep.concurrency is empty: give at least one level, e.g. sweep.concurrency='[1,8]'")
-    for level in levels:
-        check_number("sweep.concurrency", level, whole=True, above_0=True)
-    if len(set(levels)) != len(levels):
-        raise ConfigError(f"sweep.concurrency names a level twice: {levels}; repeats are sweep.repeats")
-    return levels
+def _check_levels(sweep: SweepConfig) -> None:
+    """Levels are a list from here on, of clients or of requests per second. Raises ConfigError."""
+    if (sweep.concurrency is None) == (sweep.offered_rps is None):
+        raise ConfigError(
+            "one of sweep.concurrency (clients, closed loop) and sweep.offered_rps (requests/s, open loop) is given "
+            f"and the other null, found sweep.concurrency={sweep.concurrency} sweep.offered_rps={sweep.offered_rps}"
+        )
+    name = "offered_rps" if sweep.concurrency is None else "concurrency"
+    value = getattr(sweep, name)
+    amounts = value if isinstance(value, list) else [value]
+    if not amounts:
+        raise ConfigError(f"sweep.{name} is empty: give at least one level, e.g. sweep.{name}='[1,8]'")
+    for amount in amounts:
+        check_number(f"sweep.{name}", amount, whole=name == "concurrency", above_0=True)
+    if len(set(amounts)) != len(amounts):
+        raise ConfigError(f"sweep.{name} names a level twice: {amounts}; repeats are sweep.repeats")
+    setattr(sweep, name, amounts)
+    try:
+        levels_of(sweep, 1)
+    except ValueError as error:
+        raise ConfigError(f"sweep.{name}: {error}") from None
+
+
+def levels_of(sweep: SweepConfig, num_replicas: int) -> list[Level]:
+    """The levels of a parsed sweep, in all: `per_replica` multiplies them by the number of replicas."""
+    factor = num_replicas if sweep.per_replica else 1
+    if sweep.concurrency is not None:
+        return [Level.of_clients(factor * amount) for amount in sweep.concurrency]
+    return [Level.of_rate(round(factor * amount, 2) if factor > 1 else amount) for amount in sweep.offered_rps]
 
 
 def _treatment(value: Any) -> list[str]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
+from orchestrator.clients.check import num_prompts
 from orchestrator.config import SDK_MAX_NODES, ClientKind, ClusterConfig, ClusterKind, Config
+from orchestrator.load.level import Level
 
 # Seen on 2 slow cores, and assumed for a cloud; only the estimates of duration and cost depend on them.
 _BRING_UP_S, _LLM_BRING_UP_S, _CLOUD_BRING_UP_S, TEAR_DOWN_S, _CLIENT_START_S = 20.0, 60.0, 600.0, 3.0, 3.0
-_COUNTED_REQUESTS_S = 45.0  # of a level of vLLM's client, which has no window in seconds
+_COUNTED_REQUESTS_S = 45.0  # of a level of vLLM's client in closed loop, which has no window in seconds
 
 
 def bring_up_s(config: Config) -> float:
@@ -16,11 +18,16 @@ def bring_up_s(config: Config) -> float:
     return _LLM_BRING_UP_S if config.model else _BRING_UP_S
 
 
-def trial_s(config: Config) -> float:
+def trial_s(config: Config, level: Level) -> float:
     """Estimate in seconds, of one level."""
     sweep = config.sweep
     if config.workload.client.kind is ClientKind.vllm_bench:
-        return _CLIENT_START_S + _COUNTED_REQUESTS_S + sweep.cooldown_s
+        counted_s = _COUNTED_REQUESTS_S
+        if level.offered_rps is not None:
+            options, num_replicas = config.workload.client.options, config.workload.num_replicas
+            num_requests = num_prompts(options, num_replicas, level, sweep.duration_s)
+            counted_s = num_requests / level.offered_rps + sweep.warmup_s
+        return _CLIENT_START_S + counted_s + sweep.cooldown_s
     return _CLIENT_START_S + sweep.ramp_up_s + sweep.warmup_s + sweep.duration_s + sweep.cooldown_s
 
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import results
 from orchestrator.arms import Arm, primary_cells
-from orchestrator.clients.base import Level
+from orchestrator.clients.base import Window
 from orchestrator.clients.check import check_client, check_client_imports
 from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
 from orchestrator.clients.vllm_bench import VllmBenchClient
@@ -32,6 +32,7 @@ from orchestrator.clusters.local import LocalRay
 from orchestrator.config import ClientKind, ClusterKind, Config, parse
 from orchestrator.cost import cost_usd, machines
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
+from orchestrator.load.level import Level
 from orchestrator.paths import RunPaths, set_aside
 from orchestrator.plan import Plan, Service, Trial, Wave, plan_arms
 from orchestrator.process import Interrupted, claim, client_environment, uninterrupted
@@ -144,7 +145,7 @@ class Run:
         """Run every trial that has no valid result yet; returns the exit code, unless interrupted."""
         todo = self._todo()
         for trial in self.plan.trials:
-            if _key(trial) in todo and set_aside(self.paths.trial_dir(trial.arm.name, trial.level, trial.repeat)):
+            if _key(trial) in todo and set_aside(self.paths.trial_dir(trial.arm.name, trial.level.name, trial.repeat)):
                 self._rows[_key(trial)] = _planned_row(trial, self.paths.run_id)
         try:
             with Progress(self.plan, len(todo)) as self._progress:
@@ -185,7 +186,7 @@ class Run:
         """
 
         def place(trial: Trial) -> tuple[Any, ...]:
-            return trial.arm.other_axes, trial.repeat, trial.concurrency
+            return trial.arm.other_axes, trial.repeat, trial.level
 
         open_places = {place(trial) for trial in self.plan.trials if self._rows[_key(trial)]["valid"] is not True}
         return {_key(trial) for trial in self.plan.trials if place(trial) in open_places}
@@ -271,7 +272,7 @@ class Run:
             self._record_failure(trial, "service", str(error), log)
 
     def _record_trial(self, trial: Trial, running: Running) -> None:
-        directory = self.paths.trial_dir(trial.arm.name, trial.level, trial.repeat)
+        directory = self.paths.trial_dir(trial.arm.name, trial.level.name, trial.repeat)
         directory.mkdir(parents=True)
         try:
             with self._timed("trial", f"{trial.arm.name}/{trial.id}"):
@@ -292,10 +293,10 @@ class Run:
         before = healthy_snapshot(running)
         client = _client(config, running.token)
         distance_ms = running.round_trip_ms()
-        level = Level(trial.concurrency, sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
+        window = Window(sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
         started_at = _now()
         duration_s, facts, whole_run = client.run(
-            running.urls, level, directory, lambda live: self._progress.live(trial, live)
+            running.urls, trial.level, window, directory, lambda live: self._progress.live(trial, live)
         )
         after = running.snapshot()
         server = None
@@ -307,7 +308,7 @@ class Run:
         validity = results.check_validity(
             samples,
             metrics,
-            concurrency=None if trial.arm.offered_rps else trial.concurrency,
+            concurrency=trial.level.concurrency,
             duration_s=duration_s,
             client=facts,
             server=server,
@@ -319,10 +320,10 @@ class Run:
             "run_id": self.paths.run_id,
             "arm": trial.arm.name,
             "repeat": trial.repeat,
-            "level": trial.level,
-            "load_mode": _load_mode(trial),
-            "concurrency": None if trial.arm.offered_rps else trial.concurrency,
-            "offered_rps": trial.arm.offered_rps,
+            "level": trial.level.name,
+            "load_mode": trial.level.load_mode,
+            "concurrency": trial.level.concurrency,
+            "offered_rps": trial.level.offered_rps,
             "service_key": trial.arm.key,
             "started_at": started_at,
             "finished_at": _now(),
@@ -348,7 +349,7 @@ class Run:
         }
 
     def _record_failure(self, trial: Trial, stage: str, error: str, log: Path) -> None:
-        path = self.paths.failure_json(trial.arm.name, trial.level, trial.repeat)
+        path = self.paths.failure_json(trial.arm.name, trial.level.name, trial.repeat)
         path.parent.mkdir(parents=True, exist_ok=True)
         results.write_json(
             path,
@@ -366,7 +367,7 @@ class Run:
 
     def _load_row(self, trial: Trial) -> None:
         """Take the row from the trial's own record, where there is one."""
-        path = self.paths.trial_json(trial.arm.name, trial.level, trial.repeat)
+        path = self.paths.trial_json(trial.arm.name, trial.level.name, trial.repeat)
         identity = _planned_row(trial, self.paths.run_id)
         if path.exists():
             identity["state"] = "complete"
@@ -407,7 +408,7 @@ def recorded_plan(paths: RunPaths) -> Plan:
             saved = OmegaConf.load(paths.hydra_dir(arm["name"]) / "config.yaml")
             composed = OmegaConf.merge(OmegaConf.structured(Config), saved)
             assert isinstance(composed, DictConfig)
-            levels, key = tuple(arm["levels"]), arm["service_key"]
+            levels, key = tuple(map(Level.parse, arm["levels"])), arm["service_key"]
             arms.append(Arm(arm["name"], arm["axes"], parse(composed), levels, key, arm["copy"]))
         return plan_arms(arms, record["seed"])
     except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:  # missing, or not ours
@@ -445,7 +446,7 @@ def _plan_record(plan: Plan) -> dict[str, Any]:
             {
                 "name": arm.name,
                 "axes": dict(arm.axes),
-                "levels": list(arm.levels),
+                "levels": [level.name for level in arm.levels],
                 "copy": arm.copy,
                 "service_key": arm.key,
             }
@@ -468,10 +469,6 @@ def _compare_record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _load_mode(trial: Trial) -> str:
-    return "open" if trial.arm.offered_rps else trial.arm.config.sweep.load.value
-
-
 def _planned_row(trial: Trial, run_id: str) -> dict[str, Any]:
     config: Config = trial.arm.config
     return {
@@ -484,9 +481,9 @@ def _planned_row(trial: Trial, run_id: str) -> dict[str, Any]:
         "profile": config.profile.name,
         "cluster": config.cluster.name,
         "service_key": trial.arm.key,
-        "load_mode": _load_mode(trial),
-        "concurrency": None if trial.arm.offered_rps else trial.concurrency,
-        "offered_rps": trial.arm.offered_rps,
+        "load_mode": trial.level.load_mode,
+        "concurrency": trial.level.concurrency,
+        "offered_rps": trial.level.offered_rps,
         "duration_s": config.sweep.duration_s,
         "num_replicas": config.workload.num_replicas,
         "valid": None,

@@ -21,6 +21,7 @@ from orchestrator.arms import comparisons, primary_cells
 from orchestrator.clients.base import Live
 from orchestrator.config import Redeploy
 from orchestrator.cost import hourly_usd, machines
+from orchestrator.load.level import Level
 from orchestrator.plan import Plan, Service, Trial
 
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
@@ -125,7 +126,7 @@ class Progress:
 
 
 def _name(trial: Trial) -> str:
-    return f"{trial.arm.name} c={trial.concurrency} r{trial.repeat}"
+    return f"{trial.arm.name} {trial.level.short_text} r{trial.repeat}"
 
 
 def print_plan(plan: Plan) -> None:
@@ -133,7 +134,7 @@ def print_plan(plan: Plan) -> None:
     table = Table(*(Column(name, overflow="fold") for name in ("arm", "levels", "flags")), box=None, pad_edge=False)
     for arm in plan.arms:
         flags = " ".join(f"{name}={value}" for name, value in arm.config.profile.env.items())
-        table.add_row(escape(arm.name), " ".join(map(str, arm.levels)), escape(flags) or "(none)")
+        table.add_row(escape(arm.name), " ".join(level.short_text for level in arm.levels), escape(flags) or "(none)")
     console.print(table)
     if any(arm.config.workload.server is not None for arm in plan.arms):
         line("\nA workload without Ray Serve has no flags: it is measured once, whatever profiles are swept.")
@@ -155,7 +156,9 @@ def print_plan(plan: Plan) -> None:
     looks = f"{compare.max_looks} look{'s' if compare.max_looks > 1 else ''}"
     for cell in primary_cells(plan.arms):
         if cell["candidate"]:
-            what = f"{cell['candidate']} against {cell['baseline']}: throughput at {cell['level']}"
+            what = (
+                f"{cell['candidate']} against {cell['baseline']}: {cell['metric']} at {Level.parse(cell['level']).text}"
+            )
             line(f"Judged: {escape(what)}, margin {100 * compare.margin:g} %, {looks}")
     _print_order(plan)
 
@@ -205,12 +208,14 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     console.print("- : no VALID point, or too few samples to say (a p99 needs 1,000). TTFT, TPOT: medians.")
 
 
-def _result_cells(arm: str, level: int, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
-    ran = [row for row in rows if (row["arm"], row["concurrency"]) == (arm, level) and row["state"] != "planned"]
+def _result_cells(arm: str, level: Level, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
+    where = (arm, level.concurrency, level.offered_rps)
+    at = [row for row in rows if (row["arm"], row["concurrency"], row["offered_rps"]) == where]
+    ran = [row for row in at if row["state"] != "planned"]
     valid = [row for row in ran if row["valid"]]
     values = [[row[column] for row in valid if row[column] is not None] for column in columns]
     medians = [_number(statistics.median(each) if each else None) for each in values]
-    return [f"c={level}", escape(arm), *medians, f"{len(valid)}/{len(ran)}"]
+    return [level.short_text, escape(arm), *medians, f"{len(valid)}/{len(ran)}"]
 
 
 def _number(value: float | None) -> str:

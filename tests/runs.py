@@ -9,7 +9,8 @@ import pyarrow as pa
 import yaml
 
 from orchestrator import results
-from orchestrator.paths import RunPaths, level_name, safe_name, trial_id
+from orchestrator.load.level import Level
+from orchestrator.paths import RunPaths, safe_name, trial_id
 
 COMPARE = {
     "treatment": ["profile"],
@@ -52,7 +53,7 @@ def make_run(
             {
                 "name": safe_name(arm),
                 "axes": {"profile": profile},
-                "levels": list(levels),
+                "levels": [Level.of_clients(level).name for level in levels],
                 "copy": int("~" in arm),
                 "service_key": f"key-{profile}",
             }
@@ -78,7 +79,7 @@ def make_run(
             "baseline": names[0],
             "candidate": name,
             "metric": "throughput_rps",
-            "level": level_name(concurrency=max(levels)),
+            "level": Level.of_clients(max(levels)).name,
         }
         for name in names[1:] or [None]
     ]
@@ -160,7 +161,7 @@ def _row(paths: RunPaths, arm: str, profile: str, level: int, repeat: int) -> di
     return {
         "run_id": paths.run_id,
         "arm": safe_name(arm),
-        "trial_id": trial_id(level_name(concurrency=level), repeat),
+        "trial_id": trial_id(Level.of_clients(level).name, repeat),
         "repeat": repeat,
         "state": "planned",
         "workload": "unary",
@@ -178,7 +179,7 @@ def _measure(
     paths: RunPaths, row: dict[str, Any], speed: float, rng: np.random.Generator, invalid: bool
 ) -> dict[str, Any]:
     samples = draw_samples(row["concurrency"], speed, row["duration_s"], rng)
-    directory = paths.trial_dir(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
+    directory = paths.trial_dir(row["arm"], Level.of_clients(row["concurrency"]).name, row["repeat"])
     directory.mkdir(parents=True)
     results.write_samples(directory / "samples.parquet", samples)
     metrics = results.compute_metrics(samples, row["duration_s"], {"latency_p99_ms": 500})
@@ -191,7 +192,7 @@ def _measure(
     }
     trial = {
         "schema_version": 1,
-        "level": level_name(concurrency=row["concurrency"]),
+        "level": Level.of_clients(row["concurrency"]).name,
         **{name: row[name] for name in ("trial_id", "run_id", "arm", "repeat", "load_mode", "concurrency")},
         "offered_rps": None,
         "service_key": row["service_key"],
@@ -234,7 +235,7 @@ def draw_samples(concurrency: int, speed: float, duration_s: float, rng: np.rand
 
 
 def _write_failure(paths: RunPaths, row: Mapping[str, Any]) -> None:
-    path = paths.failure_json(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
+    path = paths.failure_json(row["arm"], Level.of_clients(row["concurrency"]).name, row["repeat"])
     path.parent.mkdir(parents=True, exist_ok=True)
     results.write_json(
         path,

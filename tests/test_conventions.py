@@ -21,21 +21,22 @@ MAY_BE_HEAVY = {
 ALLOWED = {
     "orchestrator/errors.py": set(),
     "orchestrator/paths.py": set(),
+    "orchestrator/load/level.py": set(),
     "orchestrator/results.py": set(),
     "orchestrator/process.py": {"errors", "provenance"},
     "orchestrator/provenance.py": set(),
-    "orchestrator/config.py": {"errors"},
+    "orchestrator/config.py": {"errors", "load"},
     "orchestrator/composition.py": set(),
     "orchestrator/application.py": {"config", "errors", "process", "provenance"},
-    "orchestrator/arms.py": {"application", "config", "errors", "paths"},
-    "orchestrator/cost.py": {"config"},
-    "orchestrator/plan.py": {"arms", "config", "cost", "errors", "paths"},
+    "orchestrator/arms.py": {"application", "config", "errors", "load", "paths"},
+    "orchestrator/cost.py": {"clients", "config", "load"},
+    "orchestrator/plan.py": {"arms", "config", "cost", "errors", "load", "paths"},
     "orchestrator/waiting.py": set(),
     "orchestrator/child.py": {"process"},
-    "orchestrator/clients/check.py": {"application", "config", "errors", "provenance"},
+    "orchestrator/clients/check.py": {"application", "config", "errors", "load", "provenance"},
     "orchestrator/clients/base.py": {"child", "errors", "process"},
-    "orchestrator/clients/locust.py": {"errors", "results", "clients"},
-    "orchestrator/clients/vllm_bench.py": {"errors", "results", "clients"},
+    "orchestrator/clients/locust.py": {"errors", "load", "results", "clients"},
+    "orchestrator/clients/vllm_bench.py": {"errors", "load", "results", "clients"},
     "orchestrator/clients/locust_worker.py": {"child", "clients", "results", "secrets"},
     "orchestrator/clusters/flags.py": {"application", "config", "errors", "provenance"},
     "orchestrator/clusters/base.py": {"application", "clusters", "config", "errors", "secrets", "waiting"},
@@ -83,7 +84,7 @@ def test_imports(path: Path) -> None:
         assert roots.isdisjoint(HEAVY)
     if name.startswith("analysis/"):
         ours = {each.split(".")[1] for each in imported if each.startswith("orchestrator.")}
-        assert ours <= {"results", "paths", "errors"}
+        assert ours <= {"results", "paths", "errors", "load"}
     if name == "analysis/plots.py":  # what is drawn was computed before
         assert not imported & {"analysis.stats", "analysis.compare"}
         assert "scipy" not in roots

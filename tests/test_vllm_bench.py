@@ -24,9 +24,12 @@ import pytest
 
 from orchestrator import results
 from orchestrator.clients import vllm_bench
-from orchestrator.clients.base import Level, Live, Measurement
+from orchestrator.clients.base import Live, Measurement, Window
+from orchestrator.clients.check import num_prompts
 from orchestrator.clients.vllm_bench import VllmBenchClient, error_code, sample_rows, split, steady_window
+from orchestrator.clients.vllm_bench_worker import arguments
 from orchestrator.errors import TrialError
+from orchestrator.load.level import Level
 from orchestrator.process import clean_environment
 from tests.openai_server import TEXT, serving
 
@@ -39,7 +42,6 @@ OPTIONS = {
     "num_input_tokens": 32,
     "num_output_tokens": NUM_OUTPUT,
     "num_prompts": 40,
-    "request_rate_rps": None,
     "temperature": 0,
     "timeout_s": 120,
 }
@@ -58,8 +60,11 @@ def needs_vllm(test: Any) -> Any:
     return pytest.mark.llm(pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")(test))
 
 
-def clients(concurrency: int) -> Level:
-    return Level(concurrency, ramp_up_s=0, warmup_s=0, duration_s=0, drain_s=0)
+Load = tuple[Level, Window]
+
+
+def clients(concurrency: int) -> Load:
+    return Level.of_clients(concurrency), Window(ramp_up_s=0, warmup_s=0, duration_s=0, drain_s=0)
 
 
 def client(num_replicas: int = 1, **options: Any) -> VllmBenchClient:
@@ -86,11 +91,50 @@ def test_split_is_even_and_loses_nothing() -> None:
 def test_steady_window_by_hand() -> None:
     """Two processes of two clients and of one; the second starts later and runs out first."""
     sent = [np.array([10.0, 10.1, 11.0, 12.0, 13.0]), np.array([10.4, 11.5, 12.5])]
-    assert steady_window(sent, [2, 1], closed_loop=True) == (10.4, 12.5)
-    assert steady_window(sent, [3, 2], closed_loop=True) == (11.5, 12.5)
-    assert steady_window(sent, [2, 1], closed_loop=False) == (10.0, 13.0)
-    start, end = steady_window(sent, [5, 3], closed_loop=True)
+    assert steady_window(sent, [2, 1]) == (10.4, 12.5)
+    assert steady_window(sent, [3, 2]) == (11.5, 12.5)
+    assert steady_window(sent, None) == (10.0, 13.0)
+    start, end = steady_window(sent, [5, 3])
     assert end <= start  # a burst and nothing after it
+
+
+@pytest.mark.parametrize(
+    ("level", "each"),
+    [
+        (Level.of_clients(5), [(3, 3, 20, None), (2, 2, 20, None)]),
+        (
+            Level.of_rate(30),
+            [(None, 38, 20, 15.0), (None, 37, 20, 15.0)],
+        ),  # the warm-up: 75 requests, 2.5 s at the rate
+        (Level.of_rate(0.1), [(None, 1, 20, 0.05), (None, 1, 20, 0.05)]),
+    ],
+)
+def test_what_each_process_is_told(
+    level: Level, each: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients, warm-up requests, measured requests and rate of each; in open loop nothing bounds what is in flight."""
+    told: list[dict[str, Any]] = []
+
+    def tell(_module: str, specs: list[dict[str, Any]], *_: Any, **__: Any) -> None:
+        told.extend(specs)
+        raise TrialError("told")
+
+    monkeypatch.setattr(vllm_bench, "drive", tell)
+    with pytest.raises(TrialError, match="told"):
+        client(2, num_prompts=20).run(["http://a"], level, Window(1, 2.5, 3, 4), tmp_path, ignore)
+    names = ("concurrency", "num_warmups", "num_prompts", "request_rate_rps")
+    assert [tuple(spec[name] for name in names) for spec in told] == each
+    for spec in told:
+        command = arguments(spec, "tiny")
+        assert f"--num-prompts={spec['num_warmups'] + 20}" in command
+        assert any(word.startswith("--max-concurrency") for word in command) is (spec["concurrency"] is not None)
+
+
+def test_a_rate_is_kept_up_for_the_window() -> None:
+    def count(rate_rps: float) -> int:
+        return num_prompts({"num_prompts": None}, 2, Level.of_rate(rate_rps), duration_s=60)
+
+    assert (count(10), count(100)) == (1200, 6000)
 
 
 def bench(**changed: Any) -> dict[str, Any]:
@@ -203,8 +247,8 @@ class Run:
         return found
 
 
-def drive(bench_client: VllmBenchClient, url: str, level: Level, directory: Path) -> tuple[Measurement, pd.DataFrame]:
-    measurement = bench_client.run([url], level, directory, ignore)
+def drive(bench_client: VllmBenchClient, url: str, load: Load, directory: Path) -> tuple[Measurement, pd.DataFrame]:
+    measurement = bench_client.run([url], *load, directory, ignore)
     return measurement, results.read_samples(directory / "samples.parquet").to_pandas()
 
 
@@ -220,7 +264,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         commands.extend(" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
 
     with serving(first_ms=40, gap_ms=10, fail_every=13, short_every=10, cut_every=17) as server:
-        measurement = client(num_prompts=160).run([server.url], clients(4), directory, on_progress)
+        measurement = client(num_prompts=160).run([server.url], *clients(4), directory, on_progress)
         seen = server.stats()
     samples = results.read_samples(directory / "samples.parquet").to_pandas()
     return Run(directory, measurement, samples, seen, progress, "\n".join(commands))
@@ -354,7 +398,7 @@ def test_what_is_on_disk(run: Run) -> None:
 def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
     with serving(gap_ms=10) as first, serving(gap_ms=10) as second:
         bench_client = client(num_replicas=2)
-        duration_s, facts, whole = bench_client.run([first.url, second.url], clients(5), tmp_path, ignore)
+        duration_s, facts, whole = bench_client.run([first.url, second.url], *clients(5), tmp_path, ignore)
         seen = [first.stats(), second.stats()]
     samples = results.read_samples(tmp_path / "samples.parquet").to_pandas()
     assert len(samples) == 80
@@ -380,13 +424,16 @@ def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
 @needs_vllm
 def test_open_loop(tmp_path: Path) -> None:
     with serving(first_ms=1, gap_ms=1) as server:
-        measurement, samples = drive(client(request_rate_rps=30), server.url, clients(20), tmp_path)
+        load = Level.of_rate(30), Window(ramp_up_s=0, warmup_s=0.2, duration_s=0, drain_s=0)
+        measurement, samples = drive(client(), server.url, load, tmp_path)
+        assert server.stats()["num_requests"] == 46  # the rate's own in the warm-up
     assert samples.ok.all()
     assert len(samples) == 40
     assert samples.sent_at_s.iloc[0] == 0
     assert measurement.duration_s == pytest.approx(samples.sent_at_s.iloc[-1])
     assert measurement.facts["all_clients_started_at_s"] is None
-    assert json.loads((tmp_path / "raw" / "bench.0.json").read_text())["request_rate"] == 30
+    raw = json.loads((tmp_path / "raw" / "bench.0.json").read_text())
+    assert (raw["request_rate"], raw["max_concurrency"]) == (30, None)
 
 
 @needs_vllm
@@ -426,7 +473,7 @@ def test_hang_ends_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.Mon
 
     with serving(hang_after=12) as server:
         with pytest.raises(TrialError, match=r"40 requests did not end within timeout_s=3.*client\.log") as caught:
-            client(timeout_s=3).run([server.url], clients(2), tmp_path, on_progress)
+            client(timeout_s=3).run([server.url], *clients(2), tmp_path, on_progress)
         assert server.stats()["num_requests"] == 14  # two warm-ups, ten answered, two that hang
     assert "raise it" in str(caught.value)
     assert num_workers == 1
@@ -439,7 +486,7 @@ def test_client_that_cannot_start_says_why(tmp_path: Path) -> None:
     bench_client = client(tokenizer="no-such/tokenizer")
     bench_client.env = {**bench_client.env, "HF_HUB_OFFLINE": "1"}
     with pytest.raises(TrialError, match=r"exit code 1 before 'ready'; see .*client\.log(?s:.)*Error: "):
-        bench_client.run(["http://127.0.0.1:1"], clients(2), tmp_path, ignore)
+        bench_client.run(["http://127.0.0.1:1"], *clients(2), tmp_path, ignore)
     assert "no-such/tokenizer" in (tmp_path / "client.log").read_text()
     assert workers() == []
 
@@ -451,7 +498,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
         from pathlib import Path
         from tests.test_vllm_bench import client, clients
         directory = Path({str(tmp_path)!r})
-        client(timeout_s=600).run([sys.argv[1]], clients(2), directory, lambda live: print("on", flush=True))
+        client(timeout_s=600).run([sys.argv[1]], *clients(2), directory, lambda live: print("on", flush=True))
     """
     with serving(hang_after=12) as server:
         command = [sys.executable, "-c", textwrap.dedent(code), server.url]

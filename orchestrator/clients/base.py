@@ -17,10 +17,9 @@ from orchestrator.process import uninterrupted
 
 
 @dataclass(frozen=True)
-class Level:
-    """One load point: `concurrency` clients, each sending its next request when the last was answered."""
+class Window:
+    """How long a level is driven: clients start, the service warms up, the window is measured, late replies come."""
 
-    concurrency: int
     ramp_up_s: float
     warmup_s: float
     duration_s: float

@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator import results
-from orchestrator.clients.base import Level, Live, Measurement, drive, health
+from orchestrator.clients.base import Live, Measurement, Window, drive, health
 from orchestrator.errors import TrialError
+from orchestrator.load.level import Level
 
 TOKEN_VARIABLE = "SERVE_ORCHESTRATOR_TOKEN"  # in the processes' environment: sent as bearer with every request
 WORKER = "orchestrator.clients.locust_worker"
@@ -37,15 +38,21 @@ class LocustClient:
     env: Mapping[str, str]
 
     def run(
-        self, urls: Sequence[str], level: Level, directory: Path, on_progress: Callable[[Live], None]
+        self,
+        urls: Sequence[str],
+        level: Level,
+        window: Window,
+        directory: Path,
+        on_progress: Callable[[Live], None],
     ) -> Measurement:
         """Drive one level; writes `client.log` and `samples.parquet`. Each process loads one of the addresses.
 
         Raises TrialError when the processes fail.
         """
+        assert level.concurrency is not None, "clients.check refuses a rate"
         num_processes = min(self.num_processes, level.concurrency)
         num_processes -= num_processes % len(urls)  # each address the same load
-        assert num_processes, "config.parse refuses fewer processes or clients than addresses"
+        assert num_processes, "clients.check refuses fewer processes or clients than addresses"
         shards = [directory / f"samples.{index}.part" for index in range(num_processes)]
         specs = [
             {
@@ -54,13 +61,14 @@ class LocustClient:
                 "url": urls[index % len(urls)].rstrip("/"),
                 "locustfile": self.locustfile,
                 "options": self.options,
-                "level": asdict(level),
+                "concurrency": level.concurrency,
+                "window": asdict(window),
                 "shard": str(shard),
             }
             for index, shard in enumerate(shards)
         ]
         log = directory / "client.log"
-        limit_s = level.ramp_up_s + level.warmup_s + level.duration_s + level.drain_s + MARGIN_S
+        limit_s = sum(asdict(window).values()) + MARGIN_S
         facts = drive(WORKER, specs, self.env, log, on_progress, startup_s=STARTUP_S, lead_s=LEAD_S, limit_s=limit_s)
 
         num_started = sum(fact["num_clients_started"] for fact in facts)
@@ -87,4 +95,4 @@ class LocustClient:
             **dict.fromkeys(("offered_rps", "sent_rps", "in_flight_mean")),
             "versions": {name: version(name) for name in ("locust", "geventhttpclient", "gevent")},
         }
-        return Measurement(level.duration_s, client)
+        return Measurement(window.duration_s, client)
