@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from orchestrator import execute, results
+from orchestrator import execute
 from orchestrator.clusters.local_ray import directory_prefix, is_claimed
 from orchestrator.config import register
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.paths import RunPaths
 from orchestrator.process import end_members, members
+from orchestrator.results.records import read_json
 
 SCRATCH_PREFIX = "serve-orchestrator-"  # of where Hydra writes while it composes
 _Left = tuple[str, Callable[[], None]]  # what it is, and how it is ended
@@ -86,7 +87,7 @@ def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
     with contextlib.suppress(
         OSError, ValueError, TypeError, KeyError
     ):  # no record of ours: the plan says what is wrong
-        record = results.read_json(paths.run_json)
+        record = read_json(paths.run_json)
         if record["status"] == "complete" and not record["errors"]:
             return  # whoever ends so has ended its services
     plan = execute.recorded_plan(paths)

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator import results
 from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
 from orchestrator.clients.processes import Level
 from orchestrator.clients.vllm_bench import VllmBenchClient
@@ -35,6 +34,9 @@ from orchestrator.plan import Arm, Plan, Service, Trial, Wave, cost_usd, machine
 from orchestrator.process import Interrupted
 from orchestrator.progress import Progress
 from orchestrator.provenance import collect
+from orchestrator.results.records import SCHEMA_VERSION, read_json, summary_row, write_json, write_summary
+from orchestrator.results.samples import compute_metrics, read_samples, tokens_are_bunched
+from orchestrator.results.validity import check_validity
 from orchestrator.secrets import Secret
 
 ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
@@ -127,14 +129,14 @@ class Run:
         self._timeline: list[dict[str, Any]] = []
         self._rows = {_key(trial): _planned_row(trial, paths.run_id) for trial in plan.trials}
         if paths.run_json.exists():
-            self._record = results.read_json(paths.run_json) | {"status": "running", "finished_at": None}
+            self._record = read_json(paths.run_json) | {"status": "running", "finished_at": None}
             self._record["resumed"].append({"at": _now(), "provenance": collect()})
             self._timeline += self._record["timeline"]
             for trial in plan.trials:
                 self._load_row(trial)
         else:
             self._record = {
-                "schema_version": results.SCHEMA_VERSION,
+                "schema_version": SCHEMA_VERSION,
                 "run_id": paths.run_id,
                 "status": "running",
                 "started_at": _now(),
@@ -151,7 +153,7 @@ class Run:
                 "cost_usd": None,
             }
         self._write_run()
-        results.write_summary(paths.root, self.rows)
+        write_summary(paths.root, self.rows)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -287,9 +289,9 @@ class Run:
                 self._record_no_service(service, trials, error, directory)
                 continue
             running[service] = handle
-            results.write_json(
+            write_json(
                 directory / "effective.json",
-                {"schema_version": results.SCHEMA_VERSION, "service_key": service.arms[0].key, **handle.effective},
+                {"schema_version": SCHEMA_VERSION, "service_key": service.arms[0].key, **handle.effective},
             )
             self._progress.service_ready(service, handle.effective["listener"])
             for warning in handle.effective["warnings"]:
@@ -312,10 +314,10 @@ class Run:
             self._progress.trial_failed(trial, str(error))
             self._record_failure(trial, "trial", str(error), directory)
         else:
-            results.write_json(directory / "trial.json", record)
+            write_json(directory / "trial.json", record)
             self._load_row(trial)
             self._progress.trial_done(trial, self._rows[_key(trial)], record["invalid_details"])
-        results.write_summary(self.paths.root, self.rows)
+        write_summary(self.paths.root, self.rows)
 
     def _measure(self, trial: Trial, running: Running, directory: Path) -> dict[str, Any]:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
@@ -334,9 +336,9 @@ class Run:
         if before is not None and after is not None:
             _check_engines(before, after)
             server = _changes(before, after)
-        samples = results.read_samples(directory / "samples.parquet")
-        metrics = results.compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
-        validity = results.check_validity(
+        samples = read_samples(directory / "samples.parquet")
+        metrics = compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
+        validity = check_validity(
             samples,
             metrics,
             concurrency=None if trial.arm.offered_rps else trial.concurrency,
@@ -346,7 +348,7 @@ class Run:
             thresholds=dataclasses.asdict(config.validity),
         )
         return {
-            "schema_version": results.SCHEMA_VERSION,
+            "schema_version": SCHEMA_VERSION,
             "trial_id": trial.id,
             "run_id": self.paths.run_id,
             "arm": trial.arm.name,
@@ -375,17 +377,17 @@ class Run:
             "notes": [
                 *(["colocated_client"] if colocated else []),
                 *(["far_client"] if _is_far(distance_ms, metrics) else []),
-                *(["bunched_tokens"] if results.tokens_are_bunched(samples, duration_s) else []),
+                *(["bunched_tokens"] if tokens_are_bunched(samples, duration_s) else []),
             ],
         }
 
     def _record_failure(self, trial: Trial, stage: str, error: str, log: Path) -> None:
         path = self.paths.failure_json(trial.arm.name, trial.level, trial.repeat)
         path.parent.mkdir(parents=True, exist_ok=True)
-        results.write_json(
+        write_json(
             path,
             {
-                "schema_version": results.SCHEMA_VERSION,
+                "schema_version": SCHEMA_VERSION,
                 "trial_id": trial.id,
                 "arm": trial.arm.name,
                 "repeat": trial.repeat,
@@ -402,13 +404,13 @@ class Run:
         identity = _planned_row(trial, self.paths.run_id)
         if path.exists():
             identity["state"] = "complete"
-            self._rows[_key(trial)] = results.summary_row(identity, results.read_json(path))
+            self._rows[_key(trial)] = summary_row(identity, read_json(path))
 
     def _finish(self, status: str) -> None:
         self._record |= {"status": status, "finished_at": _now(), "errors": self.errors, "timeline": self._timeline}
         self._record["cost_usd"] = self._cost_usd()
         self._write_run()
-        results.write_summary(self.paths.root, self.rows)
+        write_summary(self.paths.root, self.rows)
 
     def _cost_usd(self) -> float | None:
         """Of the services' lives so far, by the declared prices; None where one is missing."""
@@ -427,14 +429,14 @@ class Run:
         return True
 
     def _write_run(self) -> None:
-        results.write_json(self.paths.run_json, self._record)
+        write_json(self.paths.run_json, self._record)
 
 
 def recorded_plan(paths: RunPaths) -> Plan:
     """The plan of an earlier run, from its own records. Raises ConfigError."""
     arms = []
     try:
-        record = results.read_json(paths.run_json)
+        record = read_json(paths.run_json)
         for arm in record["plan"]["arms"]:
             saved = OmegaConf.load(paths.hydra_dir(arm["name"]) / "config.yaml")
             composed = OmegaConf.merge(OmegaConf.structured(Config), saved)

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from orchestrator import results
 from orchestrator.paths import RunPaths, level_name, safe_name, trial_id
+from orchestrator.results.records import CLIENT_KEYS, RUN_KEYS, TRIAL_KEYS, summary_row, write_json, write_summary
+from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, write_samples
 
 COMPARE = {
     "treatment": ["profile"],
@@ -70,7 +71,7 @@ def make_run(
                 elif where not in missing:
                     row = _measure(paths, row, deployed, rng, where in invalid)
                 rows.append(row)
-    results.write_summary(directory, rows)
+    write_summary(directory, rows)
     names = [arm["name"] for arm in arms]
     cells = [
         {
@@ -99,8 +100,8 @@ def make_run(
         "timeline": [],
         "cost_usd": None,
     }
-    assert record.keys() == results.RUN_KEYS.keys()
-    results.write_json(paths.run_json, record)
+    assert record.keys() == RUN_KEYS.keys()
+    write_json(paths.run_json, record)
     return paths
 
 
@@ -138,7 +139,7 @@ def _write_effective(paths: RunPaths, arm: str, profile: str, repeat: int, over:
     ]
     folder = paths.service_dir(safe_name(arm), repeat)
     folder.mkdir(parents=True)
-    results.write_json(
+    write_json(
         folder / "effective.json",
         {
             "schema_version": 1,
@@ -180,9 +181,9 @@ def _measure(
     samples = draw_samples(row["concurrency"], speed, row["duration_s"], rng)
     directory = paths.trial_dir(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
     directory.mkdir(parents=True)
-    results.write_samples(directory / "samples.parquet", samples)
-    metrics = results.compute_metrics(samples, row["duration_s"], {"latency_p99_ms": 500})
-    client = dict.fromkeys(results.CLIENT_KEYS, None) | {
+    write_samples(directory / "samples.parquet", samples)
+    metrics = compute_metrics(samples, row["duration_s"], {"latency_p99_ms": 500})
+    client = dict.fromkeys(CLIENT_KEYS, None) | {
         "num_requests": len(samples),
         "num_processes": 1,
         "cpu_ratio": 0.1,
@@ -212,9 +213,9 @@ def _measure(
         "unchecked": [],
         "notes": ["colocated_client"],
     }
-    assert trial.keys() == results.TRIAL_KEYS.keys()
-    results.write_json(directory / "trial.json", trial)
-    return results.summary_row(row | {"state": "complete"}, trial)
+    assert trial.keys() == TRIAL_KEYS.keys()
+    write_json(directory / "trial.json", trial)
+    return summary_row(row | {"state": "complete"}, trial)
 
 
 def draw_samples(concurrency: int, speed: float, duration_s: float, rng: np.random.Generator) -> pa.Table:
@@ -226,17 +227,17 @@ def draw_samples(concurrency: int, speed: float, duration_s: float, rng: np.rand
     sent, latency = sent_at_s[keep], latency_s[keep] * 1000
     order = np.argsort(sent)
     columns: dict[str, Any] = {
-        name: pa.nulls(len(sent), results.SAMPLES_SCHEMA.field(name).type) for name in results.SAMPLES_SCHEMA.names
+        name: pa.nulls(len(sent), SAMPLES_SCHEMA.field(name).type) for name in SAMPLES_SCHEMA.names
     }
     columns |= {"sent_at_s": sent[order], "latency_ms": latency[order], "ok": np.ones(len(sent), bool)}
     columns["client_process"] = np.zeros(len(sent), np.int16)
-    return pa.table(columns, schema=results.SAMPLES_SCHEMA)
+    return pa.table(columns, schema=SAMPLES_SCHEMA)
 
 
 def _write_failure(paths: RunPaths, row: Mapping[str, Any]) -> None:
     path = paths.failure_json(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    results.write_json(
+    write_json(
         path,
         {
             "schema_version": 1,

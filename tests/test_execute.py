@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator import execute, results
+from orchestrator import execute
 from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
 from orchestrator.execute import _changes
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Job, Trial, make_plan
 from orchestrator.process import Interrupted
+from orchestrator.results.records import read_json
 from tests.conftest import Compose
 
 
@@ -115,7 +116,7 @@ def test_interrupt_survives_teardowns_that_fail(
     with pytest.raises(Interrupted):
         stubborn_run.go()
     assert stubborn_run.errors == [f"service {number} would not end" for number in left]
-    record = results.read_json(tmp_path / "run.json")
+    record = read_json(tmp_path / "run.json")
     assert (record["status"], record["errors"]) == ("interrupted", stubborn_run.errors)
 
 
@@ -134,7 +135,7 @@ def test_why_it_was_refused_is_told_beside_what_is_left(
     monkeypatch.setattr(Stubborn, "refuses", True)
     assert stubborn_run.go() == EXIT_FAILED
     assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]
-    failures = [results.read_json(path)["error"] for path in stubborn_run.paths.root.rglob("failure.json")]
+    failures = [read_json(path)["error"] for path in stubborn_run.paths.root.rglob("failure.json")]
     assert set(failures) == {"refused"}
 
 

@@ -25,7 +25,7 @@ from orchestrator.clients.locust import LocustClient
 from orchestrator.clients.processes import Level, Live
 from orchestrator.errors import TrialError
 from orchestrator.process import clean_environment
-from orchestrator.results import SAMPLES_SCHEMA
+from orchestrator.results.samples import SAMPLES_SCHEMA
 from tests.servers import Server, serving
 from workloads.sse import read_stream
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from analysis import formats, load, published, report, wording
 from analysis.compare import Cell, Comparison
 from analysis.differences import Difference
-from orchestrator.results import SUMMARY_COLUMNS
+from orchestrator.results.records import SUMMARY_COLUMNS
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 HOSTILE = 'a<script>alert("1")</script>|`b`&*c*'

@@ -15,27 +15,37 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import results
-from orchestrator.results import (
-    SAMPLES_SCHEMA,
+from orchestrator.results.records import (
+    CLIENT_KEYS,
+    EFFECTIVE_KEYS,
+    FAILURE_KEYS,
+    LOOK_KEYS,
+    RUN_KEYS,
+    SERVER_KEYS,
     SUMMARY_COLUMNS,
-    check_validity,
+    TRIAL_KEYS,
+    WHOLE_RUN_KEYS,
+    read_json,
+    summary_row,
+    summary_table,
+    write_json,
+    write_summary,
+)
+from orchestrator.results.samples import (
+    SAMPLES_SCHEMA,
     compute_metrics,
     drift,
     in_flight_mean,
     percentile,
-    read_json,
     read_samples,
-    summary_row,
-    summary_table,
     tokens_are_bunched,
-    write_json,
     write_samples,
-    write_summary,
 )
+from orchestrator.results.validity import INVALID_REASONS, Validity, check_validity
+from tests.conftest import ROOT
 
 NO_SLO: dict[str, float | None] = {"latency_p99_ms": None, "ttft_p99_ms": None, "tpot_p99_ms": None}
-README = Path(results.__file__).parents[1] / "outputs" / "README.md"
+README = ROOT / "outputs" / "README.md"
 
 
 def table(**columns: Any) -> pa.Table:
@@ -320,7 +330,7 @@ def judge(
     concurrency: int | None = 4,
     client: Mapping[str, Any] = CLIENT,
     server: Mapping[str, Any] | None = SERVER,
-) -> results.Validity:
+) -> Validity:
     return check_validity(
         samples,
         compute_metrics(samples, 10.0, NO_SLO),
@@ -390,7 +400,7 @@ BREACHES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 def test_every_code_is_tried() -> None:
-    assert {code for code, _, _ in BREACHES} | {"no_samples"} == set(results.INVALID_REASONS)
+    assert {code for code, _, _ in BREACHES} | {"no_samples"} == set(INVALID_REASONS)
 
 
 @pytest.mark.parametrize(("code", "breach", "near_miss"), BREACHES, ids=[case[0] for case in BREACHES])
@@ -624,15 +634,15 @@ def _readme_table(heading: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("heading", "keys"),
     [
-        ("run.json", results.RUN_KEYS),
-        ("trial.json", results.TRIAL_KEYS),
-        ("client in trial.json", results.CLIENT_KEYS),
-        ("whole_run in trial.json", results.WHOLE_RUN_KEYS),
-        ("server in trial.json", results.SERVER_KEYS),
-        ("failure.json", results.FAILURE_KEYS),
-        ("effective.json", results.EFFECTIVE_KEYS),
-        ("looks.jsonl", results.LOOK_KEYS),
-        ("Invalid reasons", results.INVALID_REASONS),
+        ("run.json", RUN_KEYS),
+        ("trial.json", TRIAL_KEYS),
+        ("client in trial.json", CLIENT_KEYS),
+        ("whole_run in trial.json", WHOLE_RUN_KEYS),
+        ("server in trial.json", SERVER_KEYS),
+        ("failure.json", FAILURE_KEYS),
+        ("effective.json", EFFECTIVE_KEYS),
+        ("looks.jsonl", LOOK_KEYS),
+        ("Invalid reasons", INVALID_REASONS),
     ],
 )
 def test_readme_lists_the_keys(heading: str, keys: dict[str, str]) -> None:
@@ -650,9 +660,9 @@ def test_readme_lists_the_columns() -> None:
 
 
 def test_facts_that_rules_read_are_documented_keys() -> None:
-    assert set(CLIENT) <= set(results.CLIENT_KEYS)
-    assert set(SERVER) == set(results.SERVER_KEYS)
-    assert json.loads(json.dumps(results.RUN_KEYS)) == results.RUN_KEYS
+    assert set(CLIENT) <= set(CLIENT_KEYS)
+    assert set(SERVER) == set(SERVER_KEYS)
+    assert json.loads(json.dumps(RUN_KEYS)) == RUN_KEYS
 
 
 @pytest.mark.parametrize(("num_bunched", "bunched"), [(0, False), (10, False), (11, True), (100, True)])

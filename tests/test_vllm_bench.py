@@ -22,12 +22,14 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from orchestrator import results
 from orchestrator.clients import vllm_bench
 from orchestrator.clients.processes import Level, Live, Measurement
 from orchestrator.clients.vllm_bench import VllmBenchClient, error_code, sample_rows, split, steady_window
 from orchestrator.errors import TrialError
 from orchestrator.process import clean_environment
+from orchestrator.results.records import CLIENT_KEYS, WHOLE_RUN_KEYS
+from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, in_flight_mean, read_samples, whole_run
+from orchestrator.results.validity import check_validity
 from tests.openai_server import TEXT, serving
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +117,7 @@ def bench(**changed: Any) -> dict[str, Any]:
 
 def test_samples_by_hand() -> None:
     rows = sample_rows(bench(), 3, OPTIONS)
-    table = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA).to_pandas()
+    table = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA).to_pandas()
     assert table.sent_at_s.tolist() == [100, 101, 102, 103, 104]
     assert table.latency_ms.tolist() == pytest.approx(
         [1200, 650, 125, 1000, 2500]
@@ -135,9 +137,9 @@ def test_samples_by_hand() -> None:
 
 
 def test_whole_run_by_hand() -> None:
-    table = pa.Table.from_pylist(sample_rows(bench(), 0, OPTIONS), schema=results.SAMPLES_SCHEMA)
-    figures = results.whole_run(table, 4.0)
-    assert [*figures, "client"] == list(results.WHOLE_RUN_KEYS)
+    table = pa.Table.from_pylist(sample_rows(bench(), 0, OPTIONS), schema=SAMPLES_SCHEMA)
+    figures = whole_run(table, 4.0)
+    assert [*figures, "client"] == list(WHOLE_RUN_KEYS)
     assert figures == pytest.approx(
         {
             "duration_s": 4.0,
@@ -158,7 +160,7 @@ def test_whole_run_by_hand() -> None:
             "latency_p99_ms": 650 + 0.98 * 550,
         }
     )
-    failed = results.whole_run(table.slice(3), 4.0)
+    failed = whole_run(table.slice(3), 4.0)
     assert (failed["num_successful"], failed["num_failed"], failed["latency_p50_ms"]) == (0, 2, None)
     assert failed["throughput_rps"] == failed["output_throughput_tok_per_s"] == 0
 
@@ -205,7 +207,7 @@ class Run:
 
 def drive(bench_client: VllmBenchClient, url: str, level: Level, directory: Path) -> tuple[Measurement, pd.DataFrame]:
     measurement = bench_client.run([url], level, directory, ignore)
-    return measurement, results.read_samples(directory / "samples.parquet").to_pandas()
+    return measurement, read_samples(directory / "samples.parquet").to_pandas()
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +224,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with serving(first_ms=40, gap_ms=10, fail_every=13, short_every=10, cut_every=17) as server:
         measurement = client(num_prompts=160).run([server.url], clients(4), directory, on_progress)
         seen = server.stats()
-    samples = results.read_samples(directory / "samples.parquet").to_pandas()
+    samples = read_samples(directory / "samples.parquet").to_pandas()
     return Run(directory, measurement, samples, seen, progress, "\n".join(commands))
 
 
@@ -273,7 +275,7 @@ def test_whole_run_is_what_the_client_says(run: Run) -> None:
     """Held against the client's JSON under its own names, not by way of our translation of them."""
     whole, bench = run.measurement.whole_run, run.bench
     assert whole
-    assert list(whole) == list(results.WHOLE_RUN_KEYS)
+    assert list(whole) == list(WHOLE_RUN_KEYS)
     theirs = {
         "duration_s": bench["duration"],
         "num_successful": bench["completed"],
@@ -305,17 +307,17 @@ def test_window_leaves_ramp_and_tail_out(run: Run) -> None:
     assert samples.sent_at_s[3] == 0  # the fourth client's first
     assert samples.sent_at_s.iloc[-1] == pytest.approx(duration_s)
     assert 0 < duration_s < whole["duration_s"]
-    assert set(facts) == set(results.CLIENT_KEYS)
+    assert set(facts) == set(CLIENT_KEYS)
     assert facts["window_s"] == duration_s
     assert facts["all_clients_started_at_s"] == 0
     assert facts["num_processes"] == 1
     assert 0 < facts["cpu_ratio"] == facts["cpu_ratios"][0] < 1
     assert 0 <= facts["lag_p50_ms"] <= facts["lag_p99_ms"]
     assert facts["versions"]["vllm"].startswith("0.")
-    table = results.read_samples(run.directory / "samples.parquet")
+    table = read_samples(run.directory / "samples.parquet")
     # Failures have no time, so they leave gaps; else all four clients are busy throughout.
     failed = (samples.latency_ms.isna() & samples.sent_at_s.between(0, duration_s)).mean()
-    assert results.in_flight_mean(table, duration_s) > 4 * (0.9 - failed)
+    assert in_flight_mean(table, duration_s) > 4 * (0.9 - failed)
 
 
 @needs_vllm
@@ -356,7 +358,7 @@ def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
         bench_client = client(num_replicas=2)
         duration_s, facts, whole = bench_client.run([first.url, second.url], clients(5), tmp_path, ignore)
         seen = [first.stats(), second.stats()]
-    samples = results.read_samples(tmp_path / "samples.parquet").to_pandas()
+    samples = read_samples(tmp_path / "samples.parquet").to_pandas()
     assert len(samples) == 80
     assert samples.client_process.value_counts().to_dict() == {0: 40, 1: 40}
     assert [each["num_requests"] for each in seen] == [43, 42]  # 40, and a warm-up for each client
@@ -395,9 +397,9 @@ def test_if_every_request_fails_that_is_the_result(tmp_path: Path) -> None:
         measurement, samples = drive(client(), server.url, clients(2), tmp_path)
         assert server.stats()["num_requests"] == 42
     assert samples.error.eq("http_500").all()
-    table = results.read_samples(tmp_path / "samples.parquet")
-    metrics = results.compute_metrics(table, measurement.duration_s, {})
-    validity = results.check_validity(
+    table = read_samples(tmp_path / "samples.parquet")
+    metrics = compute_metrics(table, measurement.duration_s, {})
+    validity = check_validity(
         table,
         metrics,
         concurrency=2,

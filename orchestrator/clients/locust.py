@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import results
 from orchestrator.clients.processes import Level, Live, Measurement, drive, health
 from orchestrator.errors import TrialError
+from orchestrator.results.samples import read_samples, write_samples
 
 TOKEN_VARIABLE = "SERVE_ORCHESTRATOR_TOKEN"  # in the processes' environment: sent as bearer with every request
 WORKER = "orchestrator.clients.locust_worker"
@@ -70,8 +70,8 @@ class LocustClient:
                 f"only {num_started} of {level.concurrency} clients of {self.locustfile} ever sent a request"
                 f"{f' ({task_errors[0]})' if task_errors else ''}; see {log}"
             )
-        samples = pa.concat_tables([results.read_samples(shard) for shard in shards]).sort_by("sent_at_s")
-        results.write_samples(directory / "samples.parquet", samples)
+        samples = pa.concat_tables([read_samples(shard) for shard in shards]).sort_by("sent_at_s")
+        write_samples(directory / "samples.parquet", samples)
         for shard in shards:
             shard.unlink()
         totals = {

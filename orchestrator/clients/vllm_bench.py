@@ -2,7 +2,7 @@
 
 The client reports its whole run, from the first request to the last reply: a burst of all clients at once at one end,
 a tail in which ever fewer are busy at the other. Here its per-request records become our samples, whose window lies
-between the two; the whole run is reported beside it (`results.whole_run`), so that figures can be held against others'.
+between the two; the whole run is reported beside it (`samples.whole_run`), so that figures can be held against others'.
 
 Not covered: the schedule of an open loop (`request_rate_rps`). The client does not tell when it meant to send, so its
 latencies count from the actual send. A server that does not report usage: its tokens are those of the text.
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator import results
 from orchestrator.clients.processes import Level, Live, Measurement, drive, health
 from orchestrator.errors import TrialError
+from orchestrator.results.samples import LONG_REPLY, SAMPLES_SCHEMA, SHORT_REPLY, whole_run, write_samples
 
 WORKER = "orchestrator.clients.vllm_bench_worker"
 
@@ -110,13 +110,13 @@ class VllmBenchClient:
         rows = [row for index, bench in enumerate(benches) for row in sample_rows(bench, index, options)]
         for row in rows:
             row["sent_at_s"] -= window_start_s
-        samples = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA).sort_by("sent_at_s")
-        results.write_samples(directory / "samples.parquet", samples)
+        samples = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA).sort_by("sent_at_s")
+        write_samples(directory / "samples.parquet", samples)
 
         began_s = min(fact["began_s"] for fact in facts)
         ended_s = max(fact["began_s"] + bench["duration"] for fact, bench in zip(facts, benches, strict=True))
-        whole_run = {
-            **results.whole_run(samples, ended_s - began_s),
+        whole = {
+            **whole_run(samples, ended_s - began_s),
             "client": printed(benches[0]) if num_processes == 1 else None,
         }
         client = {
@@ -131,7 +131,7 @@ class VllmBenchClient:
             "num_task_errors": 0,  # and has no task that could raise
             "versions": facts[0]["versions"],
         }
-        return Measurement(duration_s, client, whole_run)
+        return Measurement(duration_s, client, whole)
 
     def _num_prompts(self, concurrency: int) -> int:
         if self.options["num_prompts"] is None:
@@ -183,7 +183,7 @@ def sample_rows(bench: Mapping[str, Any], index: int, options: Mapping[str, Any]
                 "error": None,
             }
             if num_output != asked:
-                code = results.SHORT_REPLY if num_output < asked else results.LONG_REPLY
+                code = SHORT_REPLY if num_output < asked else LONG_REPLY
                 row["error"] = f"{code}: got {num_output}, want {asked}"
         rows.append(row)
     return rows
@@ -204,7 +204,7 @@ def error_code(error: str) -> str:
 
 
 def printed(bench: Mapping[str, Any]) -> dict[str, Any]:
-    """What the client itself printed at its end, under the names of `results.WHOLE_RUN_KEYS`."""
+    """What the client itself printed at its end, under the names of `WHOLE_RUN_KEYS`."""
     figures = {
         "duration_s": bench["duration"],
         "num_successful": bench["completed"],

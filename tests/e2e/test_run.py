@@ -21,7 +21,7 @@ import pytest
 
 from orchestrator.clusters.local_ray import directory_prefix, is_claimed
 from orchestrator.process import MARKER, members
-from orchestrator.results import SUMMARY_COLUMNS
+from orchestrator.results.records import SUMMARY_COLUMNS
 
 pytestmark = pytest.mark.e2e
 
