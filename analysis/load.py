@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from analysis import stats
 from orchestrator.paths import RunPaths
-from orchestrator.results.records import RUN_KEYS, SCHEMA_VERSION, SUMMARY_COLUMNS, read_json
+from orchestrator.results.records import SCHEMA_VERSION, RunRecord, SummaryRow, keys, read_json
 from orchestrator.results.samples import completed_at_s, compute_metrics, read_samples
 
 # What a run that was imported did not declare.
@@ -90,7 +90,7 @@ def load_run(directory: Path) -> Run:
         raise LoadError(f"{directory} is not a readable run: {error}") from error
     if record.get("schema_version") != SCHEMA_VERSION:
         raise LoadError(f"{directory} is of schema {record.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
-    if missing := [*(RUN_KEYS - record.keys()), *(SUMMARY_COLUMNS.keys() - {*table.column_names})]:
+    if missing := [*(keys(RunRecord).keys() - record.keys()), *(keys(SummaryRow).keys() - {*table.column_names})]:
         raise LoadError(f"{directory} is not a run as we write it: {', '.join(missing)} missing")
     points = table.to_pandas()
     points["valid"] = points.valid.astype(object).where(points.valid.notna(), None)
@@ -249,9 +249,10 @@ def _samples(run: Run, row: Mapping[str, Any], record: Mapping[str, Any]) -> pa.
         raise LoadError(f"{where}: {error}") from error
     found = compute_metrics(samples, record["duration_s"], {})
     for name in _CHECKED:
-        if not _same(found[name], said.get(name)):
+        value = getattr(found, name)
+        if not _same(value, said.get(name)):
             raise LoadError(
-                f"{path} gives {name} {found[name]}, but trial.json says {said.get(name)}: one of them was changed"
+                f"{path} gives {name} {value}, but trial.json says {said.get(name)}: one of them was changed"
             )
     return samples
 

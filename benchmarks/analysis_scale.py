@@ -7,6 +7,7 @@ each.
 """
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from analysis import compare, load
 from orchestrator.paths import RunPaths
-from orchestrator.results.records import read_json, write_json, write_summary
+from orchestrator.results.records import SummaryRow, TrialRecord, read, write_json, write_summary
 from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, read_samples, write_samples
 from tests.runs import make_run
 
@@ -42,11 +43,11 @@ def crowd(paths: RunPaths, arm: str, speed: float, num_requests: int, rng: np.ra
     table = pa.table(columns, schema=SAMPLES_SCHEMA)
     write_samples(paths.samples(arm, "c0016", 0), table)
     trial_json = paths.trial_json(arm, "c0016", 0)
-    record = read_json(trial_json)
-    record["metrics"] = compute_metrics(table, DURATION_S, {"latency_p99_ms": 500})
-    write_json(trial_json, record)
-    rows = pq.ParquetFile(paths.summary_parquet).read().to_pylist()
-    write_summary(paths.root, [row | record["metrics"] if row["arm"] == arm else row for row in rows])
+    metrics = compute_metrics(table, DURATION_S, {"latency_p99_ms": 500})
+    trial = dataclasses.replace(read(TrialRecord, trial_json), metrics=metrics)
+    write_json(trial_json, trial)
+    rows = [SummaryRow(**row) for row in pq.ParquetFile(paths.summary_parquet).read().to_pylist()]
+    write_summary(paths.root, [row.completed(trial) if row.arm == arm else row for row in rows])
 
 
 def percentile_of(path: Path) -> float:

@@ -25,6 +25,7 @@ from orchestrator import execute
 from orchestrator.cleanup import SCRATCH_PREFIX, left_elsewhere
 from orchestrator.config import parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError, ServiceError
+from orchestrator.journal import claim, keep_hydra_record, recorded_plan
 from orchestrator.paths import RunPaths, create_run_dir
 from orchestrator.plan import Job, Plan, make_plan, service_key
 from orchestrator.process import Interrupted, interruptible
@@ -37,7 +38,7 @@ def main() -> int:
     """Exit code as documented in README.md."""
     register()
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
-    _claim = execute.claim(scratch)
+    _claim = claim(scratch)
     os.environ[SCRATCH] = str(scratch)
     try:
         with interruptible():
@@ -108,14 +109,14 @@ def _execute(jobs: list[Job], command: list[str]) -> int:
         print_plan(plan)
         line(f"Rendered service files: {paths.root}/services")
         return EXIT_OK
-    execute.keep_hydra_record(plan, paths)
+    keep_hydra_record(plan, paths)
     return _go(execute.Run(plan, paths, command), paths)
 
 
 def _reload(paths: RunPaths) -> Plan:
     """The plan of an earlier run. Raises ConfigError when it cannot be taken up again."""
     try:
-        plan = execute.recorded_plan(paths)
+        plan = recorded_plan(paths)
     except ConfigError as error:
         raise ConfigError(f"resume={paths.root}: not a run that can be taken up again: {error}") from error
     try:
@@ -139,11 +140,11 @@ def _go(run: execute.Run, paths: RunPaths) -> int:
     try:
         code = run.go()
     except Interrupted:
-        print_results(run.plan, run.rows)
-        stopped = "not everything is stopped, see above" if run.errors else "everything is stopped"
+        print_results(run.plan, run.journal.rows)
+        stopped = "not everything is stopped, see above" if run.journal.errors else "everything is stopped"
         line(f"Interrupted; {stopped}. Go on: {again}")
         raise
-    print_results(run.plan, run.rows)
+    print_results(run.plan, run.journal.rows)
     if len(run.plan.arms) > 1:
         _report(paths)
     if code:

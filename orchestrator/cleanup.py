@@ -20,9 +20,10 @@ from orchestrator import execute
 from orchestrator.clusters.local_ray import directory_prefix, is_claimed
 from orchestrator.config import register
 from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.journal import recorded_plan
 from orchestrator.paths import RunPaths
 from orchestrator.process import end_members, members
-from orchestrator.results.records import read_json
+from orchestrator.results.records import RunRecord, read
 
 SCRATCH_PREFIX = "serve-orchestrator-"  # of where Hydra writes while it composes
 _Left = tuple[str, Callable[[], None]]  # what it is, and how it is ended
@@ -87,10 +88,10 @@ def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
     with contextlib.suppress(
         OSError, ValueError, TypeError, KeyError
     ):  # no record of ours: the plan says what is wrong
-        record = read_json(paths.run_json)
-        if record["status"] == "complete" and not record["errors"]:
+        record = read(RunRecord, paths.run_json)
+        if record.status == "complete" and not record.errors:
             return  # whoever ends so has ended its services
-    plan = execute.recorded_plan(paths)
+    plan = recorded_plan(paths)
     for arm in plan.arms:
         cluster = arm.config.cluster
         if not cluster.kind.is_shared:

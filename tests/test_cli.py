@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator import execute
+from orchestrator.journal import claim
 from orchestrator.process import members
 from tests.conftest import ROOT
 
@@ -135,7 +135,7 @@ def test_cleanup_removes_what_a_killed_composition_left(tmp_path: Path) -> None:
     left, held = tmp_path / "serve-orchestrator-left", tmp_path / "serve-orchestrator-held"
     left.mkdir()
     held.mkdir()
-    claimed = execute.claim(held)
+    claimed = claim(held)
     command = [sys.executable, "-m", "orchestrator.cleanup", "--yes", str(tmp_path)]
     told = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60

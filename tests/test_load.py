@@ -7,7 +7,7 @@ import pytest
 
 from analysis import frames, load
 from analysis.load import LoadError
-from orchestrator.results.records import SUMMARY_COLUMNS, read_json, write_json
+from orchestrator.results.records import SummaryRow, keys, read_json, write_json
 from tests.runs import make_run
 
 TWO = {"baseline": 20.0, "optimized": 30.0}
@@ -17,7 +17,7 @@ def test_points(tmp_path: Path) -> None:
     run = load.load_run(make_run(tmp_path / "run", TWO, missing=[("baseline", 4, 0)]).root)
     assert run.arms == ["baseline", "optimized"]
     assert len(run.points) == 12
-    assert set(SUMMARY_COLUMNS) <= set(run.points.columns)
+    assert set(keys(SummaryRow)) <= set(run.points.columns)
     assert sorted(run.points.level.unique()) == ["c0004", "c0016"]
     assert run.points.valid.tolist().count(None) == 1
     assert load.overview(run.paths.root)["trials"] == "11/12"

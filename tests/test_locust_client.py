@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def drive(
 ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
     """Samples, the client's facts, what the server saw; all three agree on the number of requests."""
     client = LocustClient(locustfile, options or ECHO, num_processes, clean_environment())
-    facts = client.run([server.url], level, directory, lambda live: None).facts
+    facts = asdict(client.run([server.url], level, directory, lambda live: None).facts)
     table = pq.read_table(directory / "samples.parquet")
     assert table.schema.equals(SAMPLES_SCHEMA)
     samples, seen = table.to_pandas(), server.stats()

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import published
 from analysis.published import KINDS, NOTES, bucket_width_ms, import_source
+from orchestrator import journal
 from orchestrator.paths import RunPaths
-from orchestrator.results.records import CLIENT_KEYS, RUN_KEYS, SUMMARY_COLUMNS, TRIAL_KEYS, read_json
-from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, percentile, read_samples
+from orchestrator.results.records import ClientFacts, Metrics, RunRecord, SummaryRow, TrialRecord, keys, read_json
+from orchestrator.results.samples import percentile, read_samples
 from orchestrator.results.validity import INVALID_REASONS
 
 DATA = Path(__file__).parent / "data" / "published"
@@ -83,7 +83,7 @@ def refused(source: Path, kind: str, outputs: Path, **options: Any) -> str:
 def test_run_directory_is_complete(tmp_path: Path) -> None:
     run = run_of(DATA / "unary.csv", "locust", tmp_path, num_replicas=8)
     record = read_json(run.run_json)
-    assert set(record) == set(RUN_KEYS)
+    assert set(record) == set(keys(RunRecord))
     assert (record["status"], record["seed"]) == ("complete", None)
     assert record["run_id"] == run.root.name
     [arm] = record["plan"]["arms"]
@@ -96,16 +96,16 @@ def test_run_directory_is_complete(tmp_path: Path) -> None:
     assert len(file["sha256"]) == 64
     for level in ("c0001", "c0064"):
         trial = read_json(run.trial_json("optimized", level, 0))
-        assert set(trial) == set(TRIAL_KEYS)
-        assert set(trial["client"]) == set(CLIENT_KEYS)
-        assert set(trial["metrics"]) == set(compute_metrics(SAMPLES_SCHEMA.empty_table(), 1.0, {}))
+        assert set(trial) == set(keys(TrialRecord))
+        assert set(trial["client"]) == set(keys(ClientFacts))
+        assert set(trial["metrics"]) == set(keys(Metrics))
         assert trial["service_key"] == arm["service_key"]
         assert set(trial["unchecked"]) < set(INVALID_REASONS)
         assert set(trial["notes"]) <= set(NOTES)
         assert (run.raw_dir("optimized", level, 0) / "unary.csv").read_bytes() == (DATA / "unary.csv").read_bytes()
         assert not run.samples("optimized", level, 0).exists()
     table = pq.read_table(run.summary_parquet)
-    assert table.column_names == list(SUMMARY_COLUMNS)
+    assert table.column_names == list(keys(SummaryRow))
     assert run.summary_parquet.with_suffix(".csv").exists()
     assert table["num_replicas"].to_pylist() == [8, 8]
     assert set(table["cluster"].to_pylist()) == {"imported"}
@@ -120,7 +120,7 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path: Path, monkeypatch: 
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(published, "write_summary", fail)
+    monkeypatch.setattr(journal, "write_summary", fail)
     with pytest.raises(KeyboardInterrupt):
         run_of(DATA / "unary.csv", "locust", tmp_path)
     assert not list(tmp_path.iterdir())

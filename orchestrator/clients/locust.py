@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from orchestrator.clients.processes import Level, Live, Measurement, drive, health
 from orchestrator.errors import TrialError
+from orchestrator.results.records import ClientFacts
 from orchestrator.results.samples import read_samples, write_samples
 
 TOKEN_VARIABLE = "SERVE_ORCHESTRATOR_TOKEN"  # in the processes' environment: sent as bearer with every request
@@ -79,12 +80,11 @@ class LocustClient:
             for what in ("requests", "unfinished", "task_errors")
         }
         assert samples.num_rows == totals["num_requests"], f"{samples.num_rows} samples, {totals} recorded"
-        client = {
+        client = ClientFacts(
             **health(facts),
             **totals,
-            "window_s": min(fact["window_s"] for fact in facts),
-            "all_clients_started_at_s": max(fact["last_client_started_at_s"] for fact in facts),
-            **dict.fromkeys(("offered_rps", "sent_rps", "in_flight_mean")),
-            "versions": {name: version(name) for name in ("locust", "geventhttpclient", "gevent")},
-        }
+            window_s=min(fact["window_s"] for fact in facts),
+            all_clients_started_at_s=max(fact["last_client_started_at_s"] for fact in facts),
+            versions={name: version(name) for name in ("locust", "geventhttpclient", "gevent")},
+        )
         return Measurement(level.duration_s, client)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.errors import TrialError
+from orchestrator.results.records import ClientFacts, WholeRun
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Measurement(NamedTuple):
     """What a client's `run` returns beside `samples.parquet`."""
 
     duration_s: float  # length of the measurement window
-    facts: dict[str, Any]  # records.CLIENT_KEYS
-    whole_run: dict[str, Any] | None = None  # records.WHOLE_RUN_KEYS; None for a client whose window is its run
+    facts: ClientFacts
+    whole_run: WholeRun | None = None  # None for a client whose window is its run
 
 
 def drive(
@@ -79,7 +80,7 @@ def drive(
 
 
 def health(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Those of `records.CLIENT_KEYS` that say how the processes themselves fared: the worst counts."""
+    """Those of `ClientFacts` that say how the processes themselves fared: the worst counts."""
     cpu_ratios = [fact["cpu_ratio"] for fact in facts]
     return {
         "num_processes": len(facts),

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from orchestrator.clients.processes import Level, Live, Measurement, drive, health
 from orchestrator.errors import TrialError
+from orchestrator.results.records import ClientFacts
 from orchestrator.results.samples import LONG_REPLY, SAMPLES_SCHEMA, SHORT_REPLY, whole_run, write_samples
 
 WORKER = "orchestrator.clients.vllm_bench_worker"
@@ -115,22 +116,19 @@ class VllmBenchClient:
 
         began_s = min(fact["began_s"] for fact in facts)
         ended_s = max(fact["began_s"] + bench["duration"] for fact, bench in zip(facts, benches, strict=True))
-        whole = {
-            **whole_run(samples, ended_s - began_s),
-            "client": printed(benches[0]) if num_processes == 1 else None,
-        }
-        client = {
+        whole = whole_run(samples, ended_s - began_s, printed(benches[0]) if num_processes == 1 else None)
+        client = ClientFacts(
             **health(facts),
-            "window_s": duration_s,
-            "all_clients_started_at_s": 0.0 if closed_loop else None,
-            "offered_rps": options["request_rate_rps"],
-            "sent_rps": None if closed_loop else (sum(map(len, sent)) - 1) / duration_s,
-            "in_flight_mean": in_flight_mean(benches, window_start_s, window_end_s),
-            "num_requests": len(rows),
-            "num_unfinished": 0,  # the client waits for every reply
-            "num_task_errors": 0,  # and has no task that could raise
-            "versions": facts[0]["versions"],
-        }
+            window_s=duration_s,
+            all_clients_started_at_s=0.0 if closed_loop else None,
+            offered_rps=options["request_rate_rps"],
+            sent_rps=None if closed_loop else (sum(map(len, sent)) - 1) / duration_s,
+            in_flight_mean=in_flight_mean(benches, window_start_s, window_end_s),
+            num_requests=len(rows),
+            num_unfinished=0,  # the client waits for every reply
+            num_task_errors=0,  # and has no task that could raise
+            versions=facts[0]["versions"],
+        )
         return Measurement(duration_s, client, whole)
 
     def _num_prompts(self, concurrency: int) -> int:
@@ -203,8 +201,8 @@ def error_code(error: str) -> str:
     return _CODES.get(name, name)[:MAX_ERROR_CHARS]
 
 
-def printed(bench: Mapping[str, Any]) -> dict[str, Any]:
-    """What the client itself printed at its end, under the names of `WHOLE_RUN_KEYS`."""
+def printed(bench: Mapping[str, Any]) -> dict[str, float | int]:
+    """What the client itself printed at its end, under the names of `WholeRun`."""
     figures = {
         "duration_s": bench["duration"],
         "num_successful": bench["completed"],

@@ -10,33 +10,19 @@ Intervals and verdicts between arms are not here: see `analysis/stats.py`.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestrator.results.records import replacing
+from orchestrator.results.records import Metrics, Sample, WholeRun, arrow_schema, replacing
 
 UNFINISHED = "unfinished"  # `error` of a request still in flight after `drain_s`
 SHORT_REPLY, LONG_REPLY = "short_reply", "long_reply"  # `error` of another number of tokens than asked begins so
 
-# One row a request, warm-up included. Time 0 is the start of the measurement window.
-SAMPLES_SCHEMA = pa.schema(
-    [
-        ("sent_at_s", pa.float64()),  # actual send; negative = warm-up
-        ("intended_at_s", pa.float64()),  # open loop only, else null
-        ("latency_ms", pa.float64()),  # to the last byte; from the intended send in open loop
-        ("ttft_ms", pa.float64()),  # streaming only, else null
-        ("tpot_ms", pa.float64()),  # (latency - TTFT) / (tokens - 1); null below two tokens
-        ("num_input_tokens", pa.int32()),
-        ("num_output_tokens", pa.int32()),  # SSE chunks for the streaming workload
-        ("ok", pa.bool_()),
-        ("error", pa.string()),  # null when ok
-        ("client_process", pa.int16()),
-    ]
-)
+SAMPLES_SCHEMA = arrow_schema(Sample)
 
 
 def _check_samples(samples: pa.Table, what: str) -> None:
@@ -132,9 +118,7 @@ _PERCENTILES = {
 }
 
 
-def compute_metrics(
-    samples: pa.Table, duration_s: float, slo: Mapping[str, float | None]
-) -> dict[str, float | int | None]:
+def compute_metrics(samples: pa.Table, duration_s: float, slo: Mapping[str, float | None]) -> Metrics:
     """The measured columns of the summary, for the window [0, `duration_s`).
 
     Throughput and all times are over successes only. Nothing measured is None, not 0: means without values,
@@ -157,7 +141,7 @@ def compute_metrics(
     num_successful = int(succeeded.sum())
     num_failed = int((inside | never_finished(samples, duration_s)).sum()) - num_successful
     total = num_successful + num_failed
-    metrics: dict[str, float | int | None] = {
+    metrics: dict[str, Any] = {
         "num_successful": num_successful,
         "num_failed": num_failed,
         "error_ratio": num_failed / total if total else None,
@@ -184,19 +168,19 @@ def compute_metrics(
             metrics[f"{prefix}_{label}_ms"] = percentile(values, p)
     if judged:
         metrics["goodput_rps"] = int(good.sum()) / duration_s
-    return metrics
+    return Metrics(**metrics)
 
 
-def whole_run(samples: pa.Table, duration_s: float) -> dict[str, float | int | None]:
-    """`WHOLE_RUN_KEYS` but `client`: all of a run of `duration_s`, ramp-up and tail included, as LLM clients report it.
+def whole_run(samples: pa.Table, duration_s: float, client: Mapping[str, float | int] | None = None) -> WholeRun:
+    """All of a run of `duration_s`, ramp-up and tail included, as LLM clients report it.
 
     That is for holding figures against those of such a client; what is compared between arms is the window's.
     Hence its rules: a reply of another length than asked counts, and percentiles are given however few values
-    there are. None without a value.
+    there are. None without a value. `client`: the client's own figures.
     """
     short, long = (pc.fill_null(pc.starts_with(samples["error"], code), False) for code in (SHORT_REPLY, LONG_REPLY))
     completed = samples.filter(pc.or_(samples["ok"], pc.or_(short, long)))
-    figures: dict[str, float | int | None] = {
+    figures: dict[str, Any] = {
         "duration_s": duration_s,
         "num_successful": len(completed),
         "num_failed": len(samples) - len(completed),
@@ -211,7 +195,7 @@ def whole_run(samples: pa.Table, duration_s: float) -> dict[str, float | int | N
         p50, p99 = np.percentile(values, (50, 99)).tolist() if len(values) else (None, None)
         figures[f"{prefix}_mean_ms"] = float(values.mean()) if len(values) else None
         figures[f"{prefix}_p50_ms"], figures[f"{prefix}_p99_ms"] = p50, p99
-    return figures
+    return WholeRun(**figures, client=client)
 
 
 _BUNCHED_TPOT_MS, _MAX_BUNCHED_RATIO = 0.05, 0.1  # nothing generates a token in this time

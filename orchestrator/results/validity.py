@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
+from orchestrator.results.records import ClientFacts, Metrics, ServerFacts
 from orchestrator.results.samples import completed_at_s, drift, in_flight_mean, in_window, never_finished
 
 INVALID_REASONS = {
@@ -57,22 +57,22 @@ class Validity:
 
 def check_validity(
     samples: pa.Table,
-    metrics: Mapping[str, float | int | None],
+    metrics: Metrics,
     *,
     concurrency: int | None,
     duration_s: float,
-    client: Mapping[str, Any],
-    server: Mapping[str, Any] | None,
+    client: ClientFacts,
+    server: ServerFacts | None,
     thresholds: Mapping[str, float],
 ) -> Validity:
     """Judge one trial by the rules of `INVALID_REASONS`.
 
     `metrics` are `compute_metrics` of the same samples and `duration_s`. `concurrency` is None in open loop,
-    where `in_flight` does not apply. `client` has `CLIENT_KEYS`, `server` has `SERVER_KEYS` or is None; a
-    fact that is missing or None makes its rule `unchecked`. `thresholds` has the fields of `config.ValidityConfig`.
+    where `in_flight` does not apply. A fact of `client` or `server` that is None makes its rule `unchecked`.
+    `thresholds` has the fields of `config.ValidityConfig`.
     """
     validity = Validity()
-    num_successful, num_failed = metrics["num_successful"] or 0, metrics["num_failed"] or 0
+    num_successful, num_failed = metrics.num_successful or 0, metrics.num_failed or 0
     num_requests = num_successful + num_failed
     most = _commonest_error(samples, duration_s)
     quoted = most.replace("{", "{{").replace("}", "}}")
@@ -93,7 +93,7 @@ def check_validity(
     else:
         validity.judge(
             "error_ratio",
-            metrics["error_ratio"],
+            metrics.error_ratio,
             thresholds["max_error_ratio"],
             f"{{found:.2%}} of requests failed ({num_failed}{quoted}), more than {{limit:.2%}}. "
             "Failures are often fast: read the errors in samples.parquet and the service's logs.",
@@ -108,7 +108,7 @@ def check_validity(
                 "Lengthen warmup_s (vLLM's client: raise num_prompts), or stop other work on these machines.",
             )
     if num_requests and concurrency is not None:
-        found, limit = client.get("in_flight_mean"), thresholds["min_in_flight_ratio"]
+        found, limit = client.in_flight_mean, thresholds["min_in_flight_ratio"]
         found = in_flight_mean(samples, duration_s) if found is None else found
         if found < limit * concurrency:
             validity.invalidate(
@@ -118,7 +118,7 @@ def check_validity(
                 "or requests failed at once (see the errors).",
             )
 
-    window_s, limit = client.get("window_s"), thresholds["max_window_shortfall_ratio"]
+    window_s, limit = client.window_s, thresholds["max_window_shortfall_ratio"]
     # In flight, not completions: with latencies as long as the window completions may well stop early, load does not.
     # In open loop an idle tenth may be chance; with >= 100 requests it has a probability of e^-10 or so.
     expect_load = num_requests >= (100 if concurrency is None else 1)
@@ -136,8 +136,8 @@ def check_validity(
         )
     elif window_s is None:
         validity.unchecked.append("window_cut_short")
-    _check_client(validity, metrics["latency_p50_ms"], client, thresholds)
-    _check_server(validity, server or {})
+    _check_client(validity, metrics.latency_p50_ms, client, thresholds)
+    _check_server(validity, server or ServerFacts())
     return validity
 
 
@@ -148,23 +148,23 @@ def _commonest_error(samples: pa.Table, duration_s: float) -> str:
 
 
 def _check_client(
-    validity: Validity, p50_ms: float | None, client: Mapping[str, Any], thresholds: Mapping[str, float]
+    validity: Validity, p50_ms: float | None, client: ClientFacts, thresholds: Mapping[str, float]
 ) -> None:
     """Whether we measured the service or the client."""
     validity.judge(
         "ramp_in_window",
-        client.get("all_clients_started_at_s"),
+        client.all_clients_started_at_s,
         0,
         "The last client started {found:.3g} s into the window, not before it. Lengthen warmup_s.",
     )
     validity.judge(
         "task_error",
-        client.get("num_task_errors"),
+        client.num_task_errors,
         0,
         "The locustfile's task raised {found} times, none is allowed: what it found wrong is in client.log. "
         "Mark a bad reply with response.failure() instead.",
     )
-    sent_rps, offered_rps, limit = client.get("sent_rps"), client.get("offered_rps"), thresholds["min_offered_ratio"]
+    sent_rps, offered_rps, limit = client.sent_rps, client.offered_rps, thresholds["min_offered_ratio"]
     if sent_rps is not None and offered_rps is not None and sent_rps < limit * offered_rps:
         validity.invalidate(
             "offered_rate",
@@ -173,12 +173,12 @@ def _check_client(
         )
     validity.judge(
         "client_cpu",
-        client.get("cpu_ratio"),
+        client.cpu_ratio,
         thresholds["max_client_cpu_ratio"],
         "The busiest client process used {found:.0%} of a core, more than {limit:.0%}. "
         "Give the client more processes, or a machine of its own.",
     )
-    lag_ms, limit = client.get("lag_p50_ms"), thresholds["max_client_lag_ratio"]
+    lag_ms, limit = client.lag_p50_ms, thresholds["max_client_lag_ratio"]
     validity.judge(
         "client_lag",
         None if p50_ms is None else lag_ms,
@@ -188,10 +188,12 @@ def _check_client(
     )
 
 
-def _check_server(validity: Validity, server: Mapping[str, Any]) -> None:
+def _check_server(validity: Validity, server: ServerFacts) -> None:
     """Whether the service that ended the trial is the one that began it."""
-    for code, key, what in (("replica_restart", "restarted", "replaced"), ("actor_failed", "failed", "lost")):
-        names = server.get(key)
+    for code, names, what in (
+        ("replica_restart", server.restarted, "replaced"),
+        ("actor_failed", server.failed, "lost"),
+    ):
         if names is None:
             validity.unchecked.append(code)
         elif names:
