@@ -5,7 +5,7 @@ never 0. What a run does not hold is said in words: a directory that is no run, 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,19 @@ import pyarrow.parquet as pq
 
 from analysis import stats
 from orchestrator.paths import RunPaths
-from orchestrator.results.records import SCHEMA_VERSION, RunRecord, SummaryRow, keys, read_json
+from orchestrator.results.records import (
+    SCHEMA_VERSION,
+    Effective,
+    RunRecord,
+    SummaryRow,
+    TrialRecord,
+    keys,
+    parse,
+    read,
+    read_json,
+)
 from orchestrator.results.samples import completed_at_s, compute_metrics, read_samples
 
-# What a run that was imported did not declare.
-_UNDECLARED = {"treatment": ["profile"], "margin": 0.05, "max_looks": 1, "repeats": 1, "redeploy": "per_repeat"}
 # What summary, record and requests of a trial must agree on.
 _CHECKED = ("num_successful", "num_failed", "throughput_rps", "latency_p50_ms", "latency_p99_ms")
 
@@ -43,8 +51,8 @@ class Run:
 
     @property
     def declared(self) -> Mapping[str, Any]:
-        """How the run said that it would be compared: treatment, margin, max_looks, repeats, redeploy."""
-        return _UNDECLARED | self.record["compare"]
+        """How the run said that it would be compared, as `records.Declaration`."""
+        return dict(self.record["compare"])
 
     @property
     def warnings(self) -> list[str]:
@@ -90,8 +98,12 @@ def load_run(directory: Path) -> Run:
         raise LoadError(f"{directory} is not a readable run: {error}") from error
     if record.get("schema_version") != SCHEMA_VERSION:
         raise LoadError(f"{directory} is of schema {record.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
-    if missing := [*(keys(RunRecord).keys() - record.keys()), *(keys(SummaryRow).keys() - {*table.column_names})]:
+    if missing := keys(SummaryRow).keys() - {*table.column_names}:
         raise LoadError(f"{directory} is not a run as we write it: {', '.join(missing)} missing")
+    try:
+        record = asdict(parse(RunRecord, record, str(paths.run_json)))
+    except ValueError as error:
+        raise LoadError(str(error)) from error
     points = table.to_pandas()
     points["valid"] = points.valid.astype(object).where(points.valid.notna(), None)
     points["run_dir"] = str(directory)
@@ -178,8 +190,8 @@ class Arm(NamedTuple):
                 path = self.run.paths.effective_json(each["name"], 0 if one_for_all else repeat)
                 if path.exists():
                     try:
-                        return dict(read_json(path))
-                    except (ValueError, TypeError) as error:
+                        return asdict(read(Effective, path))
+                    except ValueError as error:
                         raise LoadError(f"{path} cannot be read: {error}") from error
         return None
 
@@ -217,7 +229,7 @@ def select(text: str) -> Arm:
 def trial(run: Run, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """`trial.json` of a complete row of `points`. Raises LoadError."""
     try:
-        return dict(read_json(run.paths.trial_json(row["arm"], row["level"], row["repeat"])))
+        return asdict(read(TrialRecord, run.paths.trial_json(row["arm"], row["level"], row["repeat"])))
     except (OSError, ValueError) as error:
         raise LoadError(f"{row['arm']}/{row['trial_id']} is called complete, but its record is not: {error}") from error
 
