@@ -94,6 +94,7 @@ def _compose(arguments: list[str]) -> "list[Job]":
 
 def _execute(jobs: "list[Job]", command: list[str]) -> int:
     from orchestrator import execute
+    from orchestrator.journal import keep_hydra_record
     from orchestrator.plan import make_plan
     from orchestrator.progress import line, print_plan
 
@@ -120,18 +121,18 @@ def _execute(jobs: "list[Job]", command: list[str]) -> int:
         print_plan(plan)
         line(f"Rendered service files: {paths.root}/services")
         return EXIT_OK
-    execute.keep_hydra_record(plan, paths)
+    keep_hydra_record(plan, paths)
     return _go(execute.Run(plan, paths, command), paths)
 
 
 def _reload(paths: RunPaths) -> "Plan":
     """The plan of an earlier run. Raises ConfigError when it cannot be taken up again."""
-    from orchestrator import execute
     from orchestrator.application import service_key
     from orchestrator.cleanup import left_elsewhere
+    from orchestrator.journal import recorded_plan
 
     try:
-        plan = execute.recorded_plan(paths)
+        plan = recorded_plan(paths)
     except ConfigError as error:
         raise ConfigError(f"resume={paths.root}: not a run that can be taken up again: {error}") from error
     try:
@@ -157,11 +158,11 @@ def _go(run: "execute.Run", paths: RunPaths) -> int:
     try:
         code = run.go()
     except Interrupted:
-        print_results(run.plan, run.rows)
-        stopped = "not everything is stopped, see above" if run.errors else "everything is stopped"
+        print_results(run.plan, run.journal.rows)
+        stopped = "not everything is stopped, see above" if run.journal.errors else "everything is stopped"
         line(f"Interrupted; {stopped}. Go on: {again}")
         raise
-    print_results(run.plan, run.rows)
+    print_results(run.plan, run.journal.rows)
     if len(run.plan.arms) > 1:
         _report(paths)
     if code:

@@ -23,6 +23,7 @@ from orchestrator.config import Redeploy
 from orchestrator.cost import hourly_usd, machines
 from orchestrator.load.level import Level
 from orchestrator.plan import Plan, Service, Trial
+from orchestrator.results.records import PLANNED, SummaryRow
 
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
 _STREAM_COLUMNS = {
@@ -92,12 +93,12 @@ class Progress:
             f"p99 {_number(live.latency_p99_ms)} ms  {live.num_failed} errors"
         )
 
-    def trial_done(self, trial: Trial, row: Mapping[str, Any], details: Mapping[str, str]) -> None:
-        verdict = "[green]VALID[/green]" if row["valid"] else f"[red]INVALID[/red] {row['invalid_reasons']}"
+    def trial_done(self, trial: Trial, row: SummaryRow, details: Mapping[str, str]) -> None:
+        verdict = "[green]VALID[/green]" if row.valid else f"[red]INVALID[/red] {row.invalid_reasons}"
         self._trial_ended(
             trial,
-            f"{_number(row['throughput_rps'])} req/s  p50 {_number(row['latency_p50_ms'])} ms  "
-            f"p99 {_number(row['latency_p99_ms'])} ms  {verdict}",
+            f"{_number(row.throughput_rps)} req/s  p50 {_number(row.latency_p50_ms)} ms  "
+            f"p99 {_number(row.latency_p99_ms)} ms  {verdict}",
         )
         for text in details.values():
             line(f"      {escape(text)}")
@@ -186,13 +187,13 @@ def _cost(plan: Plan) -> str:
     return f"about {cost:.2f} USD at {each} USD an hour a service (cluster.usd_per_hour)"
 
 
-def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+def print_results(plan: Plan, rows: Sequence[SummaryRow]) -> None:
     """What each arm did at each level: medians over the VALID repeats. Ratios and verdicts are analysis' part."""
     for arms in comparisons(plan.arms):
         workloads = ", ".join(dict.fromkeys(arm.config.workload.name for arm in arms))
         title = ", ".join(f"{axis}={value}" for axis, value in arms[0].other_axes) or workloads
         names = {arm.name for arm in arms}
-        streamed = any(row["arm"] in names and row.get("ttft_p50_ms") is not None for row in rows)
+        streamed = any(row.arm in names and row.ttft_p50_ms is not None for row in rows)
         columns = _STREAM_COLUMNS if streamed else _COLUMNS
         table = Table(
             title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
@@ -208,12 +209,11 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     console.print("- : no VALID point, or too few samples to say (a p99 needs 1,000). TTFT, TPOT: medians.")
 
 
-def _result_cells(arm: str, level: Level, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
+def _result_cells(arm: str, level: Level, rows: Sequence[SummaryRow], columns: Mapping[str, str]) -> list[str]:
     where = (arm, level.concurrency, level.offered_rps)
-    at = [row for row in rows if (row["arm"], row["concurrency"], row["offered_rps"]) == where]
-    ran = [row for row in at if row["state"] != "planned"]
-    valid = [row for row in ran if row["valid"]]
-    values = [[row[column] for row in valid if row[column] is not None] for column in columns]
+    ran = [row for row in rows if (row.arm, row.concurrency, row.offered_rps) == where and row.state != PLANNED]
+    valid = [row for row in ran if row.valid]
+    values = [[v for row in valid if (v := getattr(row, column)) is not None] for column in columns]
     medians = [_number(statistics.median(each) if each else None) for each in values]
     return [level.short_text, escape(arm), *medians, f"{len(valid)}/{len(ran)}"]
 

@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 
-from orchestrator import execute, results
+from orchestrator import execute
 from orchestrator.arms import Job
 from orchestrator.clusters.base import changes
 from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
+from orchestrator.journal import open_journal, to_do
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted, interruptible
 from orchestrator.progress import Progress
+from orchestrator.results.records import read_json
 from tests.conftest import Compose
+from tests.runs import trial_record
 
 
 def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
@@ -37,25 +40,25 @@ REPLICA = actor("SERVE_REPLICA::a", "ServeReplica", "r1", 11)
 
 def test_nothing_changed() -> None:
     found = changes(snapshot(CONTROLLER, REPLICA), snapshot(REPLICA, CONTROLLER))
-    assert (found["restarted"], found["failed"]) == ([], [])
-    assert sorted(found["actors"]) == ["SERVE_CONTROLLER_ACTOR", "SERVE_REPLICA::a"]
+    assert (found.restarted, found.failed) == ([], [])
+    assert sorted(found.actors or []) == ["SERVE_CONTROLLER_ACTOR", "SERVE_REPLICA::a"]
 
 
 def test_replaced_replica_is_restarted() -> None:
     new = actor("SERVE_REPLICA::b", "ServeReplica", "r2", 12)
     found = changes(snapshot(CONTROLLER, REPLICA), snapshot(CONTROLLER, new))
-    assert (found["restarted"], found["failed"]) == (["SERVE_REPLICA::a"], [])
+    assert (found.restarted, found.failed) == (["SERVE_REPLICA::a"], [])
 
 
 def test_actor_that_ray_restarts_under_its_old_id_has_failed() -> None:
     again = CONTROLLER | {"pid": 99}
     found = changes(snapshot(CONTROLLER, REPLICA), snapshot(again, REPLICA))
-    assert (found["restarted"], found["failed"]) == ([], ["SERVE_CONTROLLER_ACTOR"])
+    assert (found.restarted, found.failed) == ([], ["SERVE_CONTROLLER_ACTOR"])
 
 
 def test_lost_listener_and_unhealthy_deployment_are_failures() -> None:
     after = snapshot(CONTROLLER, REPLICA, listener=None, unhealthy=("Echo: UNHEALTHY",))
-    assert changes(snapshot(CONTROLLER, REPLICA), after)["failed"] == ["Echo: UNHEALTHY", "HTTP listener"]
+    assert changes(snapshot(CONTROLLER, REPLICA), after).failed == ["Echo: UNHEALTHY", "HTTP listener"]
 
 
 class Stubborn:
@@ -117,9 +120,9 @@ def test_interrupt_survives_teardowns_that_fail(
     monkeypatch.setattr(execute.Run, "_record_trial", action)
     with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
-    assert stubborn_run.errors == [f"service {number} would not end" for number in left]
-    record = results.read_json(tmp_path / "run.json")
-    assert (record["status"], record["errors"]) == ("interrupted", stubborn_run.errors)
+    assert stubborn_run.journal.errors == [f"service {number} would not end" for number in left]
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["errors"]) == ("interrupted", stubborn_run.journal.errors)
 
 
 def test_an_interrupt_on_the_way_into_a_teardown_skips_none(
@@ -138,7 +141,7 @@ def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch
 
     monkeypatch.setattr(execute.Run, "_record_trial", fail)
     assert stubborn_run.go() == EXIT_FAILED
-    assert stubborn_run.errors == ["service 2 would not end", "service 1 would not end"]
+    assert stubborn_run.journal.errors == ["service 2 would not end", "service 1 would not end"]
 
 
 def test_why_it_was_refused_is_told_beside_what_is_left(
@@ -146,8 +149,8 @@ def test_why_it_was_refused_is_told_beside_what_is_left(
 ) -> None:
     monkeypatch.setattr(Stubborn, "refuses", True)
     assert stubborn_run.go() == EXIT_FAILED
-    assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]
-    failures = [results.read_json(path)["error"] for path in stubborn_run.paths.root.rglob("failure.json")]
+    assert stubborn_run.journal.errors == ["service 1 would not end", "service 2 would not end"]
+    failures = [read_json(path)["error"] for path in stubborn_run.paths.root.rglob("failure.json")]
     assert set(failures) == {"refused"}
 
 
@@ -181,11 +184,17 @@ def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_pa
         Job(compose(f"profile={profile}", "sweep.concurrency=[2,4]", "sweep.repeats=2"), {"profile": profile}, profile)
         for profile in ("baseline", "grpc")
     ]
-    run = execute.Run(make_plan(jobs, 0), RunPaths(tmp_path), [])
-    assert len(run._todo()) == 8
-    for row in run.rows:
-        row["valid"] = True
-    assert run._todo() == set()
-    run._rows["grpc", "c0004-r1"]["valid"] = False
-    run._rows["baseline", "c0002-r0"]["valid"] = None
-    assert run._todo() == {(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0004-r1", "c0002-r0")}
+    plan = make_plan(jobs, 0)
+    journal = open_journal(plan, RunPaths(tmp_path), [])
+
+    def again() -> list[tuple[str, str]]:
+        return sorted((trial.arm.name, trial.id) for trial in to_do(plan, journal))
+
+    assert len(again()) == 8
+    for row in journal.rows:
+        if (row.arm, row.trial_id) != ("baseline", "c0002-r0"):
+            journal.record(trial_record(row, valid=(row.arm, row.trial_id) != ("grpc", "c0004-r1")))
+    assert again() == [(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0002-r0", "c0004-r1")]
+    for row in journal.rows:
+        journal.record(trial_record(row))
+    assert again() == []

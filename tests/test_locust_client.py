@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from orchestrator.clients.locust import LocustClient
 from orchestrator.errors import TrialError
 from orchestrator.load.level import Level
 from orchestrator.process import clean_environment
-from orchestrator.results import SAMPLES_SCHEMA
+from orchestrator.results.samples import SAMPLES_SCHEMA
 from tests.servers import Server, serving
 from workloads.sse import read_stream
 
@@ -49,7 +50,7 @@ def drive(
 ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
     """Samples, the client's facts, what the server saw; all three agree on the number of requests."""
     client = LocustClient(locustfile, options or ECHO, num_processes, clean_environment())
-    facts = client.run([server.url], *load, directory, lambda live: None).facts
+    facts = asdict(client.run([server.url], *load, directory, lambda live: None).facts)
     table = pq.read_table(directory / "samples.parquet")
     assert table.schema.equals(SAMPLES_SCHEMA)
     samples, seen = table.to_pandas(), server.stats()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from orchestrator import results
 from orchestrator.clients import vllm_bench
 from orchestrator.clients.base import Live, Measurement, Window
 from orchestrator.clients.check import num_prompts
@@ -31,6 +30,8 @@ from orchestrator.clients.vllm_bench_worker import arguments
 from orchestrator.errors import TrialError
 from orchestrator.load.level import Level
 from orchestrator.process import clean_environment
+from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, in_flight_mean, read_samples, whole_run
+from orchestrator.results.validity import check_validity
 from tests.openai_server import TEXT, serving
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +160,7 @@ def bench(**changed: Any) -> dict[str, Any]:
 
 def test_samples_by_hand() -> None:
     rows = sample_rows(bench(), 3, OPTIONS)
-    table = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA).to_pandas()
+    table = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA).to_pandas()
     assert table.sent_at_s.tolist() == [100, 101, 102, 103, 104]
     assert table.latency_ms.tolist() == pytest.approx(
         [1200, 650, 125, 1000, 2500]
@@ -179,9 +180,9 @@ def test_samples_by_hand() -> None:
 
 
 def test_whole_run_by_hand() -> None:
-    table = pa.Table.from_pylist(sample_rows(bench(), 0, OPTIONS), schema=results.SAMPLES_SCHEMA)
-    figures = results.whole_run(table, 4.0)
-    assert [*figures, "client"] == list(results.WHOLE_RUN_KEYS)
+    table = pa.Table.from_pylist(sample_rows(bench(), 0, OPTIONS), schema=SAMPLES_SCHEMA)
+    figures = asdict(whole_run(table, 4.0))
+    assert figures.pop("client") is None
     assert figures == pytest.approx(
         {
             "duration_s": 4.0,
@@ -202,9 +203,9 @@ def test_whole_run_by_hand() -> None:
             "latency_p99_ms": 650 + 0.98 * 550,
         }
     )
-    failed = results.whole_run(table.slice(3), 4.0)
-    assert (failed["num_successful"], failed["num_failed"], failed["latency_p50_ms"]) == (0, 2, None)
-    assert failed["throughput_rps"] == failed["output_throughput_tok_per_s"] == 0
+    failed = whole_run(table.slice(3), 4.0)
+    assert (failed.num_successful, failed.num_failed, failed.latency_p50_ms) == (0, 2, None)
+    assert failed.throughput_rps == failed.output_throughput_tok_per_s == 0
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ class Run:
 
 def drive(bench_client: VllmBenchClient, url: str, load: Load, directory: Path) -> tuple[Measurement, pd.DataFrame]:
     measurement = bench_client.run([url], *load, directory, ignore)
-    return measurement, results.read_samples(directory / "samples.parquet").to_pandas()
+    return measurement, read_samples(directory / "samples.parquet").to_pandas()
 
 
 @pytest.fixture(scope="module")
@@ -266,14 +267,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with serving(first_ms=40, gap_ms=10, fail_every=13, short_every=10, cut_every=17) as server:
         measurement = client(num_prompts=160).run([server.url], *clients(4), directory, on_progress)
         seen = server.stats()
-    samples = results.read_samples(directory / "samples.parquet").to_pandas()
+    samples = read_samples(directory / "samples.parquet").to_pandas()
     return Run(directory, measurement, samples, seen, progress, "\n".join(commands))
 
 
 @needs_vllm
 def test_every_request_is_on_record(run: Run) -> None:
     num_warmups = 4
-    assert len(run.samples) == 160 == run.measurement.facts["num_requests"]
+    assert len(run.samples) == 160 == run.measurement.facts.num_requests
     assert run.seen["num_requests"] == len(run.samples) + num_warmups
     assert run.seen["max_in_flight"] == 4
     assert len(set(run.seen["prompts"][:num_warmups])) == num_warmups  # one prompt over would be the prefix cache's
@@ -315,9 +316,8 @@ def test_failures_and_short_replies(run: Run) -> None:
 @needs_vllm
 def test_whole_run_is_what_the_client_says(run: Run) -> None:
     """Held against the client's JSON under its own names, not by way of our translation of them."""
-    whole, bench = run.measurement.whole_run, run.bench
-    assert whole
-    assert list(whole) == list(results.WHOLE_RUN_KEYS)
+    assert run.measurement.whole_run
+    whole, bench = asdict(run.measurement.whole_run), run.bench
     theirs = {
         "duration_s": bench["duration"],
         "num_successful": bench["completed"],
@@ -348,18 +348,20 @@ def test_window_leaves_ramp_and_tail_out(run: Run) -> None:
     samples, (duration_s, facts, whole) = run.samples, run.measurement
     assert samples.sent_at_s[3] == 0  # the fourth client's first
     assert samples.sent_at_s.iloc[-1] == pytest.approx(duration_s)
-    assert 0 < duration_s < whole["duration_s"]
-    assert set(facts) == set(results.CLIENT_KEYS)
-    assert facts["window_s"] == duration_s
-    assert facts["all_clients_started_at_s"] == 0
-    assert facts["num_processes"] == 1
-    assert 0 < facts["cpu_ratio"] == facts["cpu_ratios"][0] < 1
-    assert 0 <= facts["lag_p50_ms"] <= facts["lag_p99_ms"]
-    assert facts["versions"]["vllm"].startswith("0.")
-    table = results.read_samples(run.directory / "samples.parquet")
+    assert whole
+    assert 0 < duration_s < whole.duration_s
+    unknown = {name for name, value in asdict(facts).items() if value is None}
+    assert unknown == {"offered_rps", "sent_rps"}  # closed loop
+    assert facts.window_s == duration_s
+    assert facts.all_clients_started_at_s == 0
+    assert facts.num_processes == 1
+    assert 0 < facts.cpu_ratio == facts.cpu_ratios[0] < 1
+    assert 0 <= facts.lag_p50_ms <= facts.lag_p99_ms
+    assert facts.versions["vllm"].startswith("0.")
+    table = read_samples(run.directory / "samples.parquet")
     # Failures have no time, so they leave gaps; else all four clients are busy throughout.
     failed = (samples.latency_ms.isna() & samples.sent_at_s.between(0, duration_s)).mean()
-    assert results.in_flight_mean(table, duration_s) > 4 * (0.9 - failed)
+    assert in_flight_mean(table, duration_s) > 4 * (0.9 - failed)
 
 
 @needs_vllm
@@ -400,7 +402,7 @@ def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
         bench_client = client(num_replicas=2)
         duration_s, facts, whole = bench_client.run([first.url, second.url], *clients(5), tmp_path, ignore)
         seen = [first.stats(), second.stats()]
-    samples = results.read_samples(tmp_path / "samples.parquet").to_pandas()
+    samples = read_samples(tmp_path / "samples.parquet").to_pandas()
     assert len(samples) == 80
     assert samples.client_process.value_counts().to_dict() == {0: 40, 1: 40}
     assert [each["num_requests"] for each in seen] == [43, 42]  # 40, and a warm-up for each client
@@ -411,14 +413,14 @@ def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
     assert duration_s == pytest.approx(spans["max"].min())
     third, second_of_two = (samples[samples.client_process == k].sent_at_s.iloc[n] for k, n in ((0, 2), (1, 1)))
     assert max(third, second_of_two) == pytest.approx(0, abs=1e-9)
-    assert facts["num_processes"] == len(facts["cpu_ratios"]) == 2
+    assert facts.num_processes == len(facts.cpu_ratios) == 2
     assert whole
-    assert whole["client"] is None
-    assert whole["num_successful"] == 80
+    assert whole.client is None
+    assert whole.num_successful == 80
     ends_s = samples.sent_at_s + samples.latency_ms / 1000
     alone_s = [json.loads((tmp_path / "raw" / f"bench.{k}.json").read_text())["duration"] for k in (0, 1)]
-    assert whole["duration_s"] >= max(ends_s.max() - samples.sent_at_s.min(), *alone_s)
-    assert whole["duration_s"] < sum(alone_s)
+    assert whole.duration_s >= max(ends_s.max() - samples.sent_at_s.min(), *alone_s)
+    assert whole.duration_s < sum(alone_s)
 
 
 @needs_vllm
@@ -431,7 +433,7 @@ def test_open_loop(tmp_path: Path) -> None:
     assert len(samples) == 40
     assert samples.sent_at_s.iloc[0] == 0
     assert measurement.duration_s == pytest.approx(samples.sent_at_s.iloc[-1])
-    assert measurement.facts["all_clients_started_at_s"] is None
+    assert measurement.facts.all_clients_started_at_s is None
     raw = json.loads((tmp_path / "raw" / "bench.0.json").read_text())
     assert (raw["request_rate"], raw["max_concurrency"]) == (30, None)
 
@@ -442,9 +444,9 @@ def test_if_every_request_fails_that_is_the_result(tmp_path: Path) -> None:
         measurement, samples = drive(client(), server.url, clients(2), tmp_path)
         assert server.stats()["num_requests"] == 42
     assert samples.error.eq("http_500").all()
-    table = results.read_samples(tmp_path / "samples.parquet")
-    metrics = results.compute_metrics(table, measurement.duration_s, {})
-    validity = results.check_validity(
+    table = read_samples(tmp_path / "samples.parquet")
+    metrics = compute_metrics(table, measurement.duration_s, {})
+    validity = check_validity(
         table,
         metrics,
         concurrency=2,
@@ -455,8 +457,9 @@ def test_if_every_request_fails_that_is_the_result(tmp_path: Path) -> None:
     )
     assert "no_success" in validity.reasons
     assert measurement.whole_run
-    assert measurement.whole_run["num_failed"] == measurement.whole_run["client"]["num_failed"] == 40
-    json.dumps(measurement.whole_run, allow_nan=False)
+    assert measurement.whole_run.client
+    assert measurement.whole_run.num_failed == measurement.whole_run.client["num_failed"] == 40
+    json.dumps(asdict(measurement.whole_run), allow_nan=False)
 
 
 # ---- Ends ----

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from orchestrator.child import Child, receive_any
 from orchestrator.errors import TrialError
 from orchestrator.process import uninterrupted
+from orchestrator.results.records import ClientFacts, WholeRun
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Measurement(NamedTuple):
     """What a client's `run` returns beside `samples.parquet`."""
 
     duration_s: float  # length of the measurement window
-    facts: dict[str, Any]  # results.CLIENT_KEYS
-    whole_run: dict[str, Any] | None = None  # results.WHOLE_RUN_KEYS; None for a client whose window is its run
+    facts: ClientFacts
+    whole_run: WholeRun | None = None  # None for a client whose window is its run
 
 
 def drive(
@@ -84,7 +85,7 @@ def drive(
 
 
 def health(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Those of `results.CLIENT_KEYS` that say how the processes themselves fared: the worst counts."""
+    """Those of `ClientFacts` that say how the processes themselves fared: the worst counts."""
     cpu_ratios = [fact["cpu_ratio"] for fact in facts]
     return {
         "num_processes": len(facts),

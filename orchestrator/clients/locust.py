@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import results
 from orchestrator.clients.base import Live, Measurement, Window, drive, health
 from orchestrator.errors import TrialError
 from orchestrator.load.level import Level
+from orchestrator.results.records import ClientFacts
+from orchestrator.results.samples import read_samples, write_samples
 
 TOKEN_VARIABLE = "SERVE_ORCHESTRATOR_TOKEN"  # in the processes' environment: sent as bearer with every request
 WORKER = "orchestrator.clients.locust_worker"
@@ -78,8 +79,8 @@ class LocustClient:
                 f"only {num_started} of {level.concurrency} clients of {self.locustfile} ever sent a request"
                 f"{f' ({task_errors[0]})' if task_errors else ''}; see {log}"
             )
-        samples = pa.concat_tables([results.read_samples(shard) for shard in shards]).sort_by("sent_at_s")
-        results.write_samples(directory / "samples.parquet", samples)
+        samples = pa.concat_tables([read_samples(shard) for shard in shards]).sort_by("sent_at_s")
+        write_samples(directory / "samples.parquet", samples)
         for shard in shards:
             shard.unlink()
         totals = {
@@ -87,12 +88,11 @@ class LocustClient:
             for what in ("requests", "unfinished", "task_errors")
         }
         assert samples.num_rows == totals["num_requests"], f"{samples.num_rows} samples, {totals} recorded"
-        client = {
+        client = ClientFacts(
             **health(facts),
             **totals,
-            "window_s": min(fact["window_s"] for fact in facts),
-            "all_clients_started_at_s": max(fact["last_client_started_at_s"] for fact in facts),
-            **dict.fromkeys(("offered_rps", "sent_rps", "in_flight_mean")),
-            "versions": {name: version(name) for name in ("locust", "geventhttpclient", "gevent")},
-        }
+            window_s=min(fact["window_s"] for fact in facts),
+            all_clients_started_at_s=max(fact["last_client_started_at_s"] for fact in facts),
+            versions={name: version(name) for name in ("locust", "geventhttpclient", "gevent")},
+        )
         return Measurement(window.duration_s, client)

@@ -26,6 +26,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
+from orchestrator.results.samples import SAMPLES_SCHEMA, UNFINISHED
+
 import locust  # isort: skip  # patches the standard library for gevent: before all that might use sockets
 import gevent
 import gevent.monkey
@@ -42,7 +44,6 @@ from locust.util.load_locustfile import load_locustfile
 
 from orchestrator.child import protocol_channel, say
 from orchestrator.clients.locust import TOKEN_VARIABLE
-from orchestrator.results import SAMPLES_SCHEMA, UNFINISHED
 from orchestrator.secrets import Secret, redact
 
 MAX_ERROR_CHARS = 200

@@ -2,7 +2,7 @@
 
 The client reports its whole run, from the first request to the last reply: a burst of all clients at once at one end,
 a tail in which ever fewer are busy at the other. Here its per-request records become our samples, whose window lies
-between the two; the whole run is reported beside it (`results.whole_run`), so that figures can be held against others'.
+between the two; the whole run is reported beside it (`samples.whole_run`), so that figures can be held against others'.
 
 Not covered: the schedule of an open loop. The client does not tell when it meant to send, so its latencies count from
 the actual send. A server that does not report usage: its tokens are those of the text.
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator import results
 from orchestrator.clients.base import Live, Measurement, Window, drive, health
 from orchestrator.clients.check import MIN_PROMPTS_PER_CLIENT, num_prompts
 from orchestrator.errors import TrialError
 from orchestrator.load.level import Level
+from orchestrator.results.records import ClientFacts
+from orchestrator.results.samples import LONG_REPLY, SAMPLES_SCHEMA, SHORT_REPLY, whole_run, write_samples
 
 WORKER = "orchestrator.clients.vllm_bench_worker"
 
@@ -123,28 +124,25 @@ class VllmBenchClient:
         rows = [row for index, bench in enumerate(benches) for row in sample_rows(bench, index, options)]
         for row in rows:
             row["sent_at_s"] -= window_start_s
-        samples = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA).sort_by("sent_at_s")
-        results.write_samples(directory / "samples.parquet", samples)
+        samples = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA).sort_by("sent_at_s")
+        write_samples(directory / "samples.parquet", samples)
 
         began_s = min(fact["began_s"] for fact in facts)
         ended_s = max(fact["began_s"] + bench["duration"] for fact, bench in zip(facts, benches, strict=True))
-        whole_run = {
-            **results.whole_run(samples, ended_s - began_s),
-            "client": printed(benches[0]) if num_processes == 1 else None,
-        }
-        client = {
+        whole = whole_run(samples, ended_s - began_s, printed(benches[0]) if num_processes == 1 else None)
+        client = ClientFacts(
             **health(facts),
-            "window_s": duration_s,
-            "all_clients_started_at_s": None if clients is None else 0.0,
-            "offered_rps": rate_rps,
-            "sent_rps": None if rate_rps is None else (sum(map(len, sent)) - 1) / duration_s,
-            "in_flight_mean": in_flight_mean(benches, window_start_s, window_end_s),
-            "num_requests": len(rows),
-            "num_unfinished": 0,  # the client waits for every reply
-            "num_task_errors": 0,  # and has no task that could raise
-            "versions": facts[0]["versions"],
-        }
-        return Measurement(duration_s, client, whole_run)
+            window_s=duration_s,
+            all_clients_started_at_s=None if clients is None else 0.0,
+            offered_rps=rate_rps,
+            sent_rps=None if rate_rps is None else (sum(map(len, sent)) - 1) / duration_s,
+            in_flight_mean=in_flight_mean(benches, window_start_s, window_end_s),
+            num_requests=len(rows),
+            num_unfinished=0,  # the client waits for every reply
+            num_task_errors=0,  # and has no task that could raise
+            versions=facts[0]["versions"],
+        )
+        return Measurement(duration_s, client, whole)
 
 
 def split(total: int, num_parts: int) -> list[int]:
@@ -191,7 +189,7 @@ def sample_rows(bench: Mapping[str, Any], index: int, options: Mapping[str, Any]
                 "error": None,
             }
             if num_output != asked:
-                code = results.SHORT_REPLY if num_output < asked else results.LONG_REPLY
+                code = SHORT_REPLY if num_output < asked else LONG_REPLY
                 row["error"] = f"{code}: got {num_output}, want {asked}"
         rows.append(row)
     return rows
@@ -211,8 +209,8 @@ def error_code(error: str) -> str:
     return _CODES.get(name, name)[:MAX_ERROR_CHARS]
 
 
-def printed(bench: Mapping[str, Any]) -> dict[str, Any]:
-    """What the client itself printed at its end, under the names of `results.WHOLE_RUN_KEYS`."""
+def printed(bench: Mapping[str, Any]) -> dict[str, float | int]:
+    """What the client itself printed at its end, under the names of `WholeRun`."""
     figures = {
         "duration_s": bench["duration"],
         "num_successful": bench["completed"],

@@ -10,6 +10,7 @@ from orchestrator.application import check_replicas, check_source, service_env
 from orchestrator.clusters.flags import check_direct_streaming, check_flags
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, TrialError
+from orchestrator.results.records import ServerFacts
 from orchestrator.secrets import Secret
 from orchestrator.waiting import poll
 
@@ -69,23 +70,23 @@ def check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         raise TrialError(f"the engine {names} died under load; its log: {gone[0].get('log')}")
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> ServerFacts:
     """Actors that were there before the load and are not after it, and what Serve calls unhealthy now.
 
     Ray restarts an actor under its old id, so the same one is the same id in the same process.
     """
     if before["actors"] is None or after["actors"] is None:  # nobody answered who could tell
-        return {"restarted": None, "failed": None, "actors": None}
+        return ServerFacts()
     alive = {(actor["id"], actor["pid"]) for actor in after["actors"]}
     gone = [actor for actor in before["actors"] if (actor["id"], actor["pid"]) not in alive]
     failed = [actor["name"] for actor in gone if actor["kind"] != "ServeReplica"] + after["unhealthy"]
     if after["listener"] is None:
         failed.append("HTTP listener")
-    return {
-        "restarted": [actor["name"] for actor in gone if actor["kind"] == "ServeReplica"],
-        "failed": failed,
-        "actors": [actor["name"] for actor in after["actors"]],
-    }
+    return ServerFacts(
+        restarted=[actor["name"] for actor in gone if actor["kind"] == "ServeReplica"],
+        failed=failed,
+        actors=[actor["name"] for actor in after["actors"]],
+    )
 
 
 # On Anyscale it becomes part of a host name, whose parts may have 63 characters, with a suffix of theirs.

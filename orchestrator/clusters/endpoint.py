@@ -50,18 +50,7 @@ class EndpointService:
         self._address = Address(config.cluster.url.rstrip("/"), token_of(config))
         self.urls, self.token = [self._address.url], self._address.token
         self._config, self._on_status = config, on_status
-        self.effective: dict[str, Any] = {
-            "declared_env": {},
-            "actors": [],
-            "engine": None,
-            "flag_effects": {},
-            "consequences": {},
-            "warnings": ["nothing was deployed, so which flags and versions answer here is not known"],
-            "isolation_env": [],
-            "listener": None,
-            "versions": {},
-            "hardware": {},
-        }
+        self.effective = {"warnings": ["nothing was deployed, so which flags and versions answer here is not known"]}
 
     def start(self) -> None:
         """There is nothing to start."""
