@@ -11,31 +11,34 @@ import pytest
 from scipy.stats import ttest_rel
 
 from analysis import compare, load
-from analysis.compare import Comparison, IncomparableError, Pair
-from analysis.load import Arm, LoadError, Run
+from analysis.cells import Cell, Comparison
+from analysis.contrasts import IncomparableError, Pair, pair_of
+from analysis.figures import THROUGHPUT
+from analysis.load import ArmData, LoadError, RunData
 from orchestrator import results
+from orchestrator.load.level import Level
 from tests.runs import make_run
 
 TWO = {"baseline": 20.0, "optimized": 30.0}
-MakeRun = Callable[..., Run]
+MakeRun = Callable[..., RunData]
 
 
 @pytest.fixture
 def run_of(tmp_path: Path) -> MakeRun:
     """`make_run` in a directory of its own, loaded."""
 
-    def make(name: str = "run", *args: object, **kwargs: object) -> Run:
+    def make(name: str = "run", *args: object, **kwargs: object) -> RunData:
         return load.load_run(make_run(tmp_path / name, *args, **kwargs).root)  # type: ignore[arg-type]
 
     return make
 
 
-def only(run: Run, record: bool = True, **kwargs: object) -> Comparison:
+def only(run: RunData, record: bool = True, **kwargs: object) -> Comparison:
     [comparison] = compare.compare_run(run, record=record, **kwargs)  # type: ignore[arg-type]
     return comparison
 
 
-def cell(comparison: Comparison, metric: str, level: str) -> compare.Cell:
+def cell(comparison: Comparison, metric: str, level: str) -> Cell:
     [found] = [each for each in comparison.cells if (each.metric, each.level) == (metric, level)]
     return found
 
@@ -102,7 +105,7 @@ def test_primary_cells_of_a_run_share_the_error(run_of: MakeRun) -> None:
     assert optimized.confidence == pytest.approx(0.975)  # the smaller p-value is judged at alpha / 2
     assert haproxy.confidence == pytest.approx(0.95)
     # One pair asked for on its own is judged in the same family.
-    pair, family = compare.pair_of(Arm(run, "baseline"), Arm(run, "optimized"))
+    pair, family = pair_of(ArmData(run, "baseline"), ArmData(run, "optimized"))
     [alone] = compare.compare_pairs([pair], family, 0.05)
     assert alone.primary == optimized
 
@@ -214,7 +217,7 @@ def test_a_floor_must_fit(run_of: MakeRun) -> None:
 # ---- Looks and further blocks ----
 
 
-def looks_of(run: Run) -> list[tuple[int, float]]:
+def looks_of(run: RunData) -> list[tuple[int, float]]:
     lines = run.paths.looks_jsonl.read_text().splitlines()
     return [(each["num_blocks"], round(each["alpha"], 6)) for each in map(json.loads, lines)]
 
@@ -349,7 +352,7 @@ def test_samples_that_do_not_say_what_the_record_says(run_of: MakeRun) -> None:
 
 def test_arms_of_different_runs_have_a_ratio_but_no_verdict(run_of: MakeRun) -> None:
     a, b = run_of("a", {"baseline": 20.0}), run_of("b", {"optimized": 30.0})
-    pair, family = compare.pair_of(Arm(a, "baseline"), Arm(b, "optimized"))
+    pair, family = pair_of(ArmData(a, "baseline"), ArmData(b, "optimized"))
     [comparison] = compare.compare_pairs([pair], family, 0.05)
     assert comparison.primary is not None
     assert comparison.primary.ratio == pytest.approx(1.5, rel=0.1)
@@ -361,7 +364,7 @@ def test_arms_of_different_runs_have_a_ratio_but_no_verdict(run_of: MakeRun) -> 
 
 def test_runs_of_one_arm_declared_no_treatment(run_of: MakeRun) -> None:
     a, b = run_of("a", {"baseline": 20.0}, treatment=[]), run_of("b", {"optimized": 30.0}, treatment=[])
-    pair, family = compare.pair_of(Arm(a, "baseline"), Arm(b, "optimized"))
+    pair, family = pair_of(ArmData(a, "baseline"), ArmData(b, "optimized"))
     [comparison] = compare.compare_pairs([pair], family, 0.05)
     assert comparison.treatment == "profile"
 
@@ -369,20 +372,20 @@ def test_runs_of_one_arm_declared_no_treatment(run_of: MakeRun) -> None:
 @pytest.mark.parametrize("arms", [("optimized", "haproxy"), ("optimized", "baseline")])
 def test_a_pair_that_was_not_declared_has_no_verdict(run_of: MakeRun, arms: tuple[str, str]) -> None:
     run = run_of("run", {"baseline": 20.0, "optimized": 30.0, "haproxy": 25.0})
-    pair, family = compare.pair_of(Arm(run, arms[0]), Arm(run, arms[1]))
+    pair, family = pair_of(ArmData(run, arms[0]), ArmData(run, arms[1]))
     [comparison] = compare.compare_pairs([pair], family, 0.05)
     assert any("post hoc" in warning for warning in comparison.warnings)
     assert comparison.primary is not None
     assert comparison.primary.verdict == "INCONCLUSIVE"
     assert comparison.primary.ci_low_ratio is not None
     with pytest.raises(IncomparableError, match="cannot be compared with itself"):
-        compare.pair_of(Arm(run, "optimized"), Arm(run, "optimized"))
+        pair_of(ArmData(run, "optimized"), ArmData(run, "optimized"))
 
 
 def test_a_pair_that_was_not_declared_is_refused_as_any_other(run_of: MakeRun) -> None:
     over = {"haproxy": {"workload.payload_bytes": 0}}
     root = run_of("run", {"baseline": 20.0, "optimized": 30.0, "haproxy": 25.0}, config=over).paths.root
-    pair, family = compare.pair_of(load.select(f"{root}:optimized"), load.select(f"{root}:haproxy"))
+    pair, family = pair_of(load.select(f"{root}:optimized"), load.select(f"{root}:haproxy"))
     with pytest.raises(IncomparableError, match=r"workload\.payload_bytes: 10 \| 0"):
         compare.compare_pairs([pair], family, 0.05)
 
@@ -424,14 +427,14 @@ def test_a_summary_that_does_not_say_what_the_records_say(run_of: MakeRun) -> No
 def test_no_level_in_common(run_of: MakeRun) -> None:
     a, b = run_of("a", {"baseline": 20.0}, levels=[2]), run_of("b", {"optimized": 20.0}, levels=[4])
     with pytest.raises(IncomparableError, match=r"share no level: baseline: c0002; optimized: c0004"):
-        compare.pair_of(Arm(a, "baseline"), Arm(b, "optimized"))
+        pair_of(ArmData(a, "baseline"), ArmData(b, "optimized"))
 
 
 # ---- Gate ----
 
 
-def outcome(run: Run, max_slowdown: float, *metrics: str) -> list[str]:
-    pair, family = compare.pair_of(Arm(run, "baseline"), Arm(run, "optimized"))
+def outcome(run: RunData, max_slowdown: float, *metrics: str) -> list[str]:
+    pair, family = pair_of(ArmData(run, "baseline"), ArmData(run, "optimized"))
     _, outcomes = compare.gate(pair, family, max_slowdown, metrics or ["throughput_rps"])
     return [found for _, found in outcomes]
 
@@ -451,16 +454,16 @@ def test_gate(run_of: MakeRun) -> None:
 
 def test_several_gated_metrics_share_the_error(run_of: MakeRun) -> None:
     run = run_of("run", TWO)
-    pair, family = compare.pair_of(Arm(run, "baseline"), Arm(run, "optimized"))
+    pair, family = pair_of(ArmData(run, "baseline"), ArmData(run, "optimized"))
     _, outcomes = compare.gate(pair, family, 0.03, ["throughput_rps", "latency_p50_ms"])
     assert [found.confidence for found, _ in outcomes] == [pytest.approx(0.975)] * 2
 
 
 def test_interleaved_only_with_both_arms_in_each_run(run_of: MakeRun) -> None:
     a, b = run_of("a", TWO), run_of("b", TWO)
-    assert Pair((Arm(a, "baseline"),), (Arm(a, "optimized"),), "", "c0016", True).interleaved
-    assert not Pair((Arm(a, "baseline"),), (Arm(b, "optimized"),), "", "c0016", True).interleaved
-
-
-def test_levels_are_ordered_by_number() -> None:
-    assert max("c9999", "c10000", key=load.level_order) == "c10000"
+    assert Pair(
+        (ArmData(a, "baseline"),), (ArmData(a, "optimized"),), THROUGHPUT, Level.of_clients(16), "", declared=True
+    ).interleaved
+    assert not Pair(
+        (ArmData(a, "baseline"),), (ArmData(b, "optimized"),), THROUGHPUT, Level.of_clients(16), "", declared=True
+    ).interleaved
