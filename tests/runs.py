@@ -9,7 +9,8 @@ import pyarrow as pa
 import yaml
 
 from orchestrator import results
-from orchestrator.paths import RunPaths, level_name, safe_name, trial_id
+from orchestrator.load.level import Level
+from orchestrator.paths import RunPaths, safe_name, trial_id
 
 COMPARE = {
     "treatment": ["profile"],
@@ -26,7 +27,9 @@ def make_run(
     directory: Path,
     speeds: Mapping[str, float],
     *,
-    levels: Sequence[int] = (4, 16),
+    levels: Sequence[float] = (4, 16),
+    open_loop: bool = False,
+    figure: str = "throughput_rps",
     repeats: int = 3,
     noise: float = 0.02,
     seed: int = 0,
@@ -38,7 +41,9 @@ def make_run(
     status: str = "complete",
     **compare: Any,
 ) -> RunPaths:
-    """`speeds`: arm -> replies of one client per second. `invalid`, `failed`, `missing`: (arm, concurrency, repeat).
+    """`speeds`: arm -> replies of one client per second. `invalid`, `failed`, `missing`: (arm, level, repeat).
+
+    `levels`: clients, or with `open_loop` requests per second. `figure`: what the run is judged by.
 
     `config`, `effective`: arm -> what is laid over the usual. An arm called `x~2` is a copy of `x`.
     """
@@ -52,7 +57,7 @@ def make_run(
             {
                 "name": safe_name(arm),
                 "axes": {"profile": profile},
-                "levels": list(levels),
+                "levels": [_level(level, open_loop).name for level in levels],
                 "copy": int("~" in arm),
                 "service_key": f"key-{profile}",
             }
@@ -63,7 +68,7 @@ def make_run(
             deployed = speed * np.exp(rng.normal(0, noise))
             for level in levels:
                 where = (arm, level, repeat)
-                row = _row(paths, arm, profile, level, repeat)
+                row = _row(paths, arm, profile, level, repeat, open_loop)
                 if where in failed:
                     row["state"] = "failed"
                     _write_failure(paths, row)
@@ -77,8 +82,8 @@ def make_run(
             "axes": {},
             "baseline": names[0],
             "candidate": name,
-            "metric": "throughput_rps",
-            "level": level_name(concurrency=max(levels)),
+            "metric": figure,
+            "level": _level(max(levels), open_loop).name,
         }
         for name in names[1:] or [None]
     ]
@@ -156,19 +161,29 @@ def _write_effective(paths: RunPaths, arm: str, profile: str, repeat: int, over:
     )
 
 
-def _row(paths: RunPaths, arm: str, profile: str, level: int, repeat: int) -> dict[str, Any]:
+def _level(amount: float, open_loop: bool) -> Level:
+    return Level.of_rate(amount) if open_loop else Level.of_clients(int(amount))
+
+
+def _level_of(row: Mapping[str, Any]) -> Level:
+    return _level(row["offered_rps"] or row["concurrency"], row["load_mode"] == "open")
+
+
+def _row(paths: RunPaths, arm: str, profile: str, amount: float, repeat: int, open_loop: bool) -> dict[str, Any]:
+    level = _level(amount, open_loop)
     return {
         "run_id": paths.run_id,
         "arm": safe_name(arm),
-        "trial_id": trial_id(level_name(concurrency=level), repeat),
+        "trial_id": trial_id(level.name, repeat),
         "repeat": repeat,
         "state": "planned",
         "workload": "unary",
         "profile": profile,
         "cluster": "local",
         "service_key": f"key-{profile}",
-        "load_mode": "closed",
-        "concurrency": level,
+        "load_mode": level.load_mode,
+        "concurrency": level.concurrency,
+        "offered_rps": level.offered_rps,
         "duration_s": 4.0,
         "num_replicas": 1,
     }
@@ -177,8 +192,10 @@ def _row(paths: RunPaths, arm: str, profile: str, level: int, repeat: int) -> di
 def _measure(
     paths: RunPaths, row: dict[str, Any], speed: float, rng: np.random.Generator, invalid: bool
 ) -> dict[str, Any]:
-    samples = draw_samples(row["concurrency"], speed, row["duration_s"], rng)
-    directory = paths.trial_dir(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
+    level = _level_of(row)
+    draw = draw_samples if level.concurrency else draw_arrivals
+    samples = draw(level.amount, speed, row["duration_s"], rng)  # type: ignore[arg-type]
+    directory = paths.trial_dir(row["arm"], level.name, row["repeat"])
     directory.mkdir(parents=True)
     results.write_samples(directory / "samples.parquet", samples)
     metrics = results.compute_metrics(samples, row["duration_s"], {"latency_p99_ms": 500})
@@ -191,9 +208,9 @@ def _measure(
     }
     trial = {
         "schema_version": 1,
-        "level": level_name(concurrency=row["concurrency"]),
+        "level": level.name,
         **{name: row[name] for name in ("trial_id", "run_id", "arm", "repeat", "load_mode", "concurrency")},
-        "offered_rps": None,
+        "offered_rps": row["offered_rps"],
         "service_key": row["service_key"],
         "started_at": "2026-11-21T07:00:00+00:00",
         "finished_at": "2026-11-21T07:00:10+00:00",
@@ -223,18 +240,28 @@ def draw_samples(concurrency: int, speed: float, duration_s: float, rng: np.rand
     latency_s = rng.lognormal(np.log(1 / speed) - 0.045, 0.3, (concurrency, num))
     sent_at_s = np.cumsum(latency_s, axis=1) - latency_s - 1.5
     keep = sent_at_s < duration_s
-    sent, latency = sent_at_s[keep], latency_s[keep] * 1000
-    order = np.argsort(sent)
+    order = np.argsort(sent_at_s[keep])
+    return _samples(sent_at_s[keep][order], latency_s[keep][order] * 1000)
+
+
+def draw_arrivals(rate_rps: float, speed: float, duration_s: float, rng: np.random.Generator) -> pa.Table:
+    """Open loop: Poisson arrivals, each answered in 1 / `speed` s on average."""
+    sent_at_s = np.cumsum(rng.exponential(1 / rate_rps, int(1.3 * rate_rps * (duration_s + 2)) + 20)) - 1.5
+    sent_at_s = sent_at_s[sent_at_s < duration_s]
+    return _samples(sent_at_s, rng.lognormal(np.log(1 / speed) - 0.045, 0.3, len(sent_at_s)) * 1000)
+
+
+def _samples(sent_at_s: np.ndarray, latency_ms: np.ndarray) -> pa.Table:
     columns: dict[str, Any] = {
-        name: pa.nulls(len(sent), results.SAMPLES_SCHEMA.field(name).type) for name in results.SAMPLES_SCHEMA.names
+        name: pa.nulls(len(sent_at_s), results.SAMPLES_SCHEMA.field(name).type) for name in results.SAMPLES_SCHEMA.names
     }
-    columns |= {"sent_at_s": sent[order], "latency_ms": latency[order], "ok": np.ones(len(sent), bool)}
-    columns["client_process"] = np.zeros(len(sent), np.int16)
+    columns |= {"sent_at_s": sent_at_s, "latency_ms": latency_ms, "ok": np.ones(len(sent_at_s), bool)}
+    columns["client_process"] = np.zeros(len(sent_at_s), np.int16)
     return pa.table(columns, schema=results.SAMPLES_SCHEMA)
 
 
 def _write_failure(paths: RunPaths, row: Mapping[str, Any]) -> None:
-    path = paths.failure_json(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
+    path = paths.failure_json(row["arm"], _level_of(row).name, row["repeat"])
     path.parent.mkdir(parents=True, exist_ok=True)
     results.write_json(
         path,

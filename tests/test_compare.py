@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,85 @@ def test_a_run_in_progress_has_no_verdict_and_is_no_look(run_of: MakeRun) -> Non
     assert comparison.primary.num_blocks == 2
     assert "is running: 14 of 20 trials are done" in comparison.warnings[0]
     assert not run.paths.looks_jsonl.exists()
+
+
+# ---- Judged by another figure ----
+
+RATES = {"levels": (100, 250), "open_loop": True, "figure": "latency_p95_ms"}
+
+
+def test_at_a_rate_the_declared_latency_is_judged_and_throughput_is_only_shown(run_of: MakeRun) -> None:
+    comparison = only(run_of("run", TWO, repeats=5, **RATES))
+    families = {(each.metric, each.level): each.family for each in comparison.cells}
+    assert [key for key, family in families.items() if family == "primary"] == [("latency_p95_ms", "r000250.00")]
+    assert {key for key, family in families.items() if family == "secondary"} == {
+        ("latency_p50_ms", "r000250.00"),
+        ("latency_p99_ms", "r000250.00"),
+        ("latency_p95_ms", "r000100.00"),
+    }
+    primary = comparison.primary
+    assert primary is not None
+    assert (primary.concurrency, primary.offered_rps) == (None, 250.0)
+    assert primary.verdict == "FASTER"
+    assert primary.ratio is not None
+    assert primary.ratio == pytest.approx(1.5, rel=0.1)
+    assert re.fullmatch(
+        r"optimized is FASTER than baseline: ×1\.\d\d \(95 % interval .*\) "
+        r"in latency p95 \(5\d\.\d against 7\d\.\d ms\) at 250 req/s, 5 blocks\.",
+        comparison.summary,
+    ), comparison.summary
+    throughput = cell(comparison, "throughput_rps", "r000250.00")
+    assert throughput.ratio == pytest.approx(1, rel=0.05)
+    assert throughput.verdict is None
+    assert "says what was sent" in throughput.reason
+
+
+def test_throughput_is_never_judged_at_a_rate_even_where_it_was_declared(run_of: MakeRun) -> None:
+    primary = only(run_of("run", TWO, repeats=5, **RATES | {"figure": "throughput_rps"})).primary
+    assert primary is not None
+    assert (primary.metric, primary.verdict) == ("throughput_rps", "INCONCLUSIVE")
+    assert "says what was sent" in primary.reason
+
+
+def test_a_closed_loop_may_be_judged_by_a_latency(run_of: MakeRun) -> None:
+    comparison = only(run_of("run", TWO, figure="latency_p90_ms"))
+    assert comparison.primary is not None
+    assert (comparison.primary.metric, comparison.primary.level) == ("latency_p90_ms", "c0016")
+    assert {(each.metric, each.level) for each in comparison.family("secondary")} == {
+        ("throughput_rps", "c0016"),
+        ("latency_p50_ms", "c0016"),
+        ("latency_p99_ms", "c0016"),
+        ("latency_p90_ms", "c0004"),
+    }
+    usual = only(run_of("usual", TWO))
+    assert not {"latency_p90_ms", "latency_p95_ms"} & {each.metric for each in usual.cells}
+
+
+def test_the_gate_takes_the_runs_figure_or_any_other(run_of: MakeRun) -> None:
+    run = run_of("run", {"baseline": 30.0, "optimized": 20.0}, repeats=5, **RATES)
+    pair, family = pair_of(ArmData(run, "baseline"), ArmData(run, "optimized"))
+    _, [(judged, found)] = compare.gate(pair, family, 0.03)
+    assert (judged.metric, judged.level, found) == ("latency_p95_ms", "r000250.00", "slower")
+    assert outcome(run, 0.03, "latency_p90_ms", "throughput_rps") == ["slower", "inconclusive"]
+    assert outcome(run_of("closed", TWO), 0.03, "latency_p95_ms") == ["ok"]
+
+
+def test_the_floor_is_of_the_figure_that_is_judged(run_of: MakeRun) -> None:
+    small = {"baseline": 40.0, "optimized": 44.0}
+    run = run_of("run", small, levels=[32], repeats=5, noise=0.003, figure="latency_p95_ms")
+    loud = run_of("loud", {"baseline": 40.0, "baseline~2": 40.0}, levels=[32], repeats=5, noise=0.3)
+    floored = only(run, floor=loud).primary
+    assert floored is not None
+    assert (floored.metric, floored.verdict) == ("latency_p95_ms", "INCONCLUSIVE")
+    assert "noise floor" in floored.reason
+
+
+def test_a_run_that_names_no_figure_of_ours_cannot_be_compared(run_of: MakeRun) -> None:
+    run = run_of("run", TWO, figure="speed")
+    with pytest.raises(
+        LoadError, match=r"run\.json is judged by 'speed', which is no figure; there is throughput_rps, "
+    ):
+        only(run)
 
 
 # ---- Noise floor ----
