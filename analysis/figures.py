@@ -36,8 +36,8 @@ class Figure:
 
 def _times(name: str, text: str, *statistics: str) -> list[Figure]:
     return [
-        Figure(f"{name}_{each}_ms", f"{text} {each.replace('p999', 'p99.9')}", "ms", more_is_better=False)
-        for each in statistics
+        Figure(f"{name}_{statistic}_ms", f"{text} {statistic.replace('p999', 'p99.9')}", "ms", more_is_better=False)
+        for statistic in statistics
     ]
 
 

@@ -119,7 +119,7 @@ def find_runs(outputs: Path) -> list[Path]:
     return sorted(path.parent for path in outputs.glob("*/run.json"))
 
 
-def overview(directory: Path) -> dict[str, Any]:
+def overview(directory: Path) -> dict[str, str | int]:
     """What a list of runs shows of one. Raises LoadError."""
     run = load_run(directory)
     return {

@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -30,7 +31,7 @@ from orchestrator.load.level import Level, Unit
 Frame = pd.DataFrame
 Names = Sequence[str]
 Style = dict[str, Any]  # keywords of `Axes.plot`
-Notes = dict[str, Any]  # caption: whether it holds
+Notes = dict[str, object]  # caption -> whether it holds (anything true)
 
 # seaborn's "colorblind" palette without the yellow and pink that fade on white, and with black. Written out, because to
 # import seaborn takes seconds. Nine colours and ten markers: a pair comes back only after ninety arms.
@@ -182,7 +183,7 @@ def _finish(fig: Figure, title: str, notes: Notes, captions: Names = ()) -> Figu
     """Title and legend above the panels, captions below: the figure grows by what these need, the panels do not."""
     width, height = fig.get_size_inches()
     wrapped = textwrap.fill(title, int(width * 10))
-    entries: dict[str, Any] = {}
+    entries: dict[str, Artist] = {}
     for ax in fig.axes:
         entries = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True)) | entries
     columns = max(1, int(width * 14 // (8 + max(map(len, entries), default=0))))
@@ -456,7 +457,7 @@ def latency_distribution(distribution: Frame, *, arms: Names = (), captions: Nam
         ax.set_xticks(ticks, [f"{100 - 100 / t:.10g}" for t in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
         _scale(ax, "y", rows["latency_ms"])
-    notes = {"All VALID repeats together; each line ends where fewer than ten requests lie beyond.": True}
+    notes: Notes = {"All VALID repeats together; each line ends where fewer than ten requests lie beyond.": True}
     return _finish(fig, "Distribution of latency", notes | {CLOSED_LOOP: _closed(frame)}, captions)
 
 
@@ -478,7 +479,7 @@ def throughput_over_time(over_time: Frame, *, arms: Names = (), captions: Names 
         ax.margins(x=0)
         _scale(ax, "y", rows["throughput_rps"], log_from=math.inf)
         ax.set(xlabel="time from window start (s)", ylabel=heading("throughput_rps"), title=_levels([level]))
-    notes = {"A line a repeat, dashed if INVALID. White: the measurement window.": True}
+    notes: Notes = {"A line a repeat, dashed if INVALID. White: the measurement window.": True}
     return _finish(fig, "Throughput over time", notes, captions)
 
 

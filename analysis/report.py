@@ -10,6 +10,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,40 +68,67 @@ def judged(comparison: Comparison) -> list[str]:
 # ---- What may be doubted ----
 
 
-def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Counts, what went wrong at which arm and level, and caveats. `details` as in `render_html`."""
+@dataclass(frozen=True)
+class Problem:
+    """Why one trial is INVALID or failed. `block`: "block 2", with the run's id where there are several."""
+
+    block: str
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong at one arm and level, its `title`. `count`: how many blocks are VALID, as a sentence."""
+
+    title: str
+    count: str
+    problems: Sequence[Problem]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What may be doubted: `counts` of trials in a sentence, troubles, and caveats in words."""
+
+    counts: str
+    troubles: Sequence[Trouble] = ()
+    notes: Sequence[str] = ()
+
+
+def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) -> Findings:
+    """`details` as in `render_html`."""
     if points.empty:
-        return {"counts": "No trial was planned.", "entries": [], "notes": []}
+        return Findings("No trial was planned.")
     records = {(record.get("run_dir"), record["arm"], record["trial_id"]): record for record in details}
     several = "run_dir" in points and points.run_dir.nunique() > 1
     complete = points.state == "complete"
     # `valid` may hold None or NaN: only a real False is INVALID, and only in a complete trial.
     valid, invalid = points.valid.eq(True), complete & points.valid.eq(False)
     others = {"INVALID": invalid, "failed": points.state == "failed", "not run": points.state == "planned"}
-    entries = []
+    troubles = []
     for (arm, level), group in points[invalid | others["failed"]].groupby(["arm", "level"], sort=False):
         here = valid[(points.arm == arm) & (points.level == level)]
-        items = [item for row in load.records(group) for item in _problems(row, records, several)]
+        problems = [problem for row in load.records(group) for problem in _problems(row, records, several)]
         title = f"{arm}, {Level.parse(str(level))}"
-        entries.append({"title": title, "count": f"{here.sum()} of {len(here)} blocks VALID", "items": items})
+        troubles.append(Trouble(title, f"{here.sum()} of {len(here)} blocks VALID", problems))
     counts = f"{valid.sum()} of {len(points)} planned trials are VALID"
     counts += "".join(f", {found.sum()} {kind}" for kind, found in others.items() if found.any()) + "."
     counts += " An INVALID point never enters a ratio." if invalid.any() else ""
-    return {"counts": counts, "entries": entries, "notes": _caveats(points[complete])}
+    return Findings(counts, troubles, _caveats(points[complete]))
 
 
-def _problems(row: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], several: bool) -> list[dict[str, str]]:
+def _problems(row: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], several: bool) -> list[Problem]:
     record = records.get((row.get("run_dir"), row["arm"], row["trial_id"]), {})
     block = f"block {row['repeat'] + 1}{' of ' + row['run_id'] if several else ''}"
     if row["state"] == "failed":
         log = f" (log: {record['log']})" if record.get("log") else ""
         what = {"service": " (the service never came up)", "trial": " (the measurement failed)"}
         text = str(record.get("error", "see failure.json")).strip()
-        return [{"block": block, "code": f"FAILED{what.get(record.get('stage', ''), '')}", "text": text + log}]
+        return [Problem(block, f"FAILED{what.get(record.get('stage', ''), '')}", text + log)]
     sentences = INVALID_REASONS | record.get("invalid_details", {})
     codes = load.codes([row["invalid_reasons"]])
-    problems = [{"block": block, "code": f"INVALID {code}", "text": sentences.get(code, "")} for code in codes]
-    return problems or [{"block": block, "code": "INVALID", "text": "no reason was recorded"}]
+    problems = [Problem(block, f"INVALID {code}", sentences.get(code, "")) for code in codes]
+    return problems or [Problem(block, "INVALID", "no reason was recorded")]
 
 
 def _caveats(complete: pd.DataFrame) -> list[str]:
@@ -118,21 +146,30 @@ def _caveats(complete: pd.DataFrame) -> list[str]:
     return texts
 
 
-def grouped_differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class DifferenceGroup:
+    """The differences that the comparisons called `labels` have in common, by where they were found (its title)."""
+
+    labels: Sequence[str]
+    num_unallowed: int
+    parts: Sequence[tuple[str, Sequence[Difference]]]
+
+
+def grouped_differences(comparisons: Sequence[Comparison]) -> list[DifferenceGroup]:
     """Comparisons of one run mostly differ in the same flags: each set of differences is shown once."""
     groups: dict[tuple[Difference, ...], list[str]] = {}
     for comparison in comparisons:
         groups.setdefault(comparison.differences, []).append(comparison.label)
     return [
-        {
-            "labels": labels,
-            "num_unallowed": sum(not difference.allowed for difference in differences),
-            "parts": [
+        DifferenceGroup(
+            labels,
+            sum(not difference.allowed for difference in differences),
+            [
                 (title, [difference for difference in differences if difference.where == where])
                 for where, title in WHERE.items()
                 if any(difference.where == where for difference in differences)
             ],
-        }
+        )
         for differences, labels in groups.items()
     ]
 
