@@ -2,7 +2,7 @@
 
 What is compared, the primary cell and the error that a verdict may have were fixed in run.json before the first
 service came up. The primary cells of a run are one Holm family, its secondary cells another; everything else is
-described, not judged. Nothing here looks at a figure before the arms are known to be comparable (`contrasts.check`).
+described, not judged. No value is looked at before the arms are known to be comparable (`contrasts.check`).
 """
 
 import math

@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 from analysis import compare, load
 from analysis.cells import Cell, Comparison
 from analysis.contrasts import IncomparableError, Pair, pair_of
-from analysis.figures import THROUGHPUT
+from analysis.figures import FIGURES, THROUGHPUT
 from analysis.load import ArmData, LoadError, RunData
 from orchestrator import results
 from orchestrator.load.level import Level
@@ -186,6 +186,17 @@ def test_a_run_in_progress_has_no_verdict_and_is_no_look(run_of: MakeRun) -> Non
 
 
 # ---- Judged by another figure ----
+
+
+def test_every_figure_is_a_column_whose_unit_it_has() -> None:
+    units = {"rps": "req/s", "ms": "ms", "tok_per_s": "tok/s"}
+    for name, figure in FIGURES.items():
+        assert name == figure.name
+        assert name in results.SUMMARY_COLUMNS
+        assert [unit for suffix, unit in units.items() if name.endswith(f"_{suffix}")] == [figure.unit]
+        assert figure.more_is_better == (figure.unit != "ms")
+        assert all(figure.judged_at(Level.of_clients(1)) for figure in FIGURES.values())
+
 
 RATES = {"levels": (100, 250), "open_loop": True, "figure": "latency_p95_ms"}
 
