@@ -19,7 +19,7 @@ UNSET = "(unset)"
 # Neither the service nor how it is loaded. Levels are matched one by one; blocks are counted.
 _NOT_COMPARED = (
     *("outputs", "seed", "dry_run", "resume", "compare"),
-    *("sweep.name", "sweep.concurrency", "sweep.repeats"),
+    *("sweep.name", "sweep.concurrency", "sweep.offered_rps", "sweep.repeats"),
 )
 # Of a process, not of the service.
 _OF_A_PROCESS = frozenset({"RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WORKER_ID", "RAY_NODE_ID"})
