@@ -178,14 +178,14 @@ def _report(paths: RunPaths) -> None:
     from orchestrator.progress import console, line
 
     line("\nComparing ...")
-    from analysis import compare, formats, load, report  # seconds, which only a complete run need wait for
+    from analysis import contrasts, formats, load, report  # seconds, which only a complete run need wait for
 
     try:
         comparisons = report.write(load.load_run(paths.root))
     except Interrupted:
         line(f"Interrupted; the run is complete: python -m analysis report {shlex.quote(str(paths.root))}")
         raise
-    except (compare.IncomparableError, load.LoadError) as error:
+    except (contrasts.IncomparableError, load.LoadError) as error:
         line(f"[red]not compared[/red] {escape(str(error))}")
         return
     for comparison in comparisons:
