@@ -16,7 +16,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.compare import cells_frame
+from analysis.cells import cells_frame
 from analysis.looks import Look
 from orchestrator.results.document import TABLES, with_tables
 from orchestrator.results.records import (
