@@ -7,17 +7,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hydra
+import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 
 from orchestrator import execute, results
 from orchestrator.arms import Job
 from orchestrator.clusters.base import changes
 from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
+from orchestrator.load.level import Level
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted
-from tests.conftest import Compose
+from orchestrator.progress import _result_cells
+from tests.conftest import ROOT, Compose
 
 
 def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
@@ -173,3 +178,37 @@ def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_pa
     run._rows["grpc", "c0004-r1"]["valid"] = False
     run._rows["baseline", "c0002-r0"]["valid"] = None
     assert run._todo() == {(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0004-r1", "c0002-r0")}
+
+
+def test_a_rate_has_its_row_in_the_table() -> None:
+    at_rate = {"state": "complete", "valid": True, "concurrency": None, "throughput_rps": 10.0}
+    rows = [
+        {"arm": "a", "offered_rps": 10.0} | at_rate,
+        {"arm": "a", "offered_rps": 20.0} | at_rate | {"valid": False},
+        {"arm": "b", "offered_rps": 10.0} | at_rate,
+    ]
+    cells = [_result_cells("a", Level.of_rate(rate), rows, {"throughput_rps": "req/s"}) for rate in (10, 20)]
+    assert cells == [["10/s", "a", "10", "1/1"], ["20/s", "a", "-", "0/1"]]
+
+
+def test_a_recorded_plan_is_planned_again(compose: Compose, tmp_path: Path) -> None:
+    overrides = ["workload=llm", "model=tiny", "sweep=quick", "sweep.concurrency=null", "sweep.offered_rps=[4,2]"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = hydra.compose("config", overrides=overrides)
+    plan = make_plan([Job(compose(*overrides), {}, "baseline")], 3)
+    paths = RunPaths(tmp_path)
+    OmegaConf.save(composed, tmp_path / "config.yaml")
+    paths.hydra_dir("baseline").mkdir(parents=True)
+    (tmp_path / "config.yaml").rename(paths.hydra_dir("baseline") / "config.yaml")
+    record = execute.Run(plan, paths, [])._record
+    assert record["plan"]["arms"][0]["levels"] == ["r000004.00", "r000002.00"]
+    assert record["primary_cells"][0]["metric"] == "latency_p95_ms"
+    again = execute.recorded_plan(paths)
+    assert [(trial.arm.name, trial.id) for trial in again.trials] == [
+        (trial.arm.name, trial.id) for trial in plan.trials
+    ]
+    rows = pq.read_table(paths.summary_parquet).to_pylist()
+    assert {(row["load_mode"], row["concurrency"], row["offered_rps"]) for row in rows} == {
+        ("open", None, 4.0),
+        ("open", None, 2.0),
+    }

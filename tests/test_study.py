@@ -15,7 +15,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from orchestrator import arms, execute, paths, plan, progress
+from orchestrator import arms, cost, execute, paths, plan, progress
 from orchestrator.clusters.anyscale import PROBE_ROUTE
 from orchestrator.config import parse, register
 from orchestrator.errors import ConfigError
@@ -303,7 +303,7 @@ def test_a_run_without_a_price_says_how_to_declare_one(
 def test_what_is_rented_is_what_is_paid_for(compose: Compose, workers: str, usd: float | None) -> None:
     """Other machines than the config's have another price, or none: the limit must not be held by the old one."""
     config = compose("cluster=anyscale_1x", f"cluster.worker_nodes={workers}")
-    assert plan.hourly_usd(config.cluster) == (None if usd is None else pytest.approx(usd))
+    assert cost.hourly_usd(config.cluster) == (None if usd is None else pytest.approx(usd))
 
 
 @pytest.mark.parametrize("workload", LOADS)
