@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hydra
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 
 from orchestrator import execute
 from orchestrator.arms import Job
@@ -16,16 +18,16 @@ from orchestrator.clients.base import Measurement, Window
 from orchestrator.clusters.base import changes
 from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
-from orchestrator.journal import open_journal, to_do
+from orchestrator.journal import open_journal, recorded_plan, to_do
 from orchestrator.load.level import Level
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted, interruptible
-from orchestrator.progress import Progress
+from orchestrator.progress import Progress, _result_cells
 from orchestrator.results.records import ClientFacts, Effective, RunRecord, keys, read, read_json
 from orchestrator.results.samples import write_samples
-from tests.conftest import Compose
-from tests.runs import draw_samples, trial_record
+from tests.conftest import ROOT, Compose
+from tests.runs import draw_samples, planned_row, trial_record
 
 
 def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
@@ -255,3 +257,37 @@ def test_a_run_is_written_and_taken_up_again(compose: Compose, tmp_path: Path, m
     assert (resumed.started_at, resumed.plan) == (record.started_at, record.plan)
     assert [row["invalid_reasons"] for row in rows] == ["", ""]
     assert trials == {path: path.read_bytes() for path in tmp_path.rglob("trial.json")}
+
+
+def test_a_rate_has_its_row_in_the_table() -> None:
+    at_rate = {"state": "complete", "valid": True, "load_mode": "open", "concurrency": None, "throughput_rps": 10.0}
+    rows = [
+        planned_row(arm="a", offered_rps=10.0, **at_rate),
+        planned_row(arm="a", offered_rps=20.0, **(at_rate | {"valid": False})),
+        planned_row(arm="b", offered_rps=10.0, **at_rate),
+    ]
+    cells = [_result_cells("a", Level.of_rate(rate), rows, {"throughput_rps": "req/s"}) for rate in (10, 20)]
+    assert cells == [["10/s", "a", "10", "1/1"], ["20/s", "a", "-", "0/1"]]
+
+
+def test_a_recorded_plan_is_planned_again(compose: Compose, tmp_path: Path) -> None:
+    overrides = ["workload=llm", "model=tiny", "sweep=quick", "sweep.concurrency=null", "sweep.offered_rps=[4,2]"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = hydra.compose("config", overrides=overrides)
+    plan = make_plan([Job(compose(*overrides), {}, "baseline")], 3)
+    paths = RunPaths(tmp_path)
+    OmegaConf.save(composed, tmp_path / "config.yaml")
+    paths.hydra_dir("baseline").mkdir(parents=True)
+    (tmp_path / "config.yaml").rename(paths.hydra_dir("baseline") / "config.yaml")
+    record = open_journal(plan, paths, []).run
+    assert record.plan.arms[0].levels == ["r000004.00", "r000002.00"]
+    assert record.primary_cells[0].metric == "latency_p95_ms"
+    again = recorded_plan(paths)
+    assert [(trial.arm.name, trial.id) for trial in again.trials] == [
+        (trial.arm.name, trial.id) for trial in plan.trials
+    ]
+    rows = pq.read_table(paths.summary_parquet).to_pylist()
+    assert {(row["load_mode"], row["concurrency"], row["offered_rps"]) for row in rows} == {
+        ("open", None, 4.0),
+        ("open", None, 2.0),
+    }
