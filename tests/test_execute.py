@@ -140,7 +140,7 @@ def test_an_interrupt_on_the_way_into_a_teardown_skips_none(
     monkeypatch.setattr(Progress, "stopping", press_ctrl_c)
     with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
-    assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]  # 2 was on its way
+    assert stubborn_run.journal.errors == ["service 1 would not end", "service 2 would not end"]  # 2 was on its way
 
 
 def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch) -> None:
