@@ -5,7 +5,7 @@ never 0. What a run does not hold is said in words: a directory that is no run, 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import stats
-from orchestrator import results
+from orchestrator.load.level import Level
 from orchestrator.paths import RunPaths
+from orchestrator.results.records import (
+    SCHEMA_VERSION,
+    Declaration,
+    Effective,
+    RunRecord,
+    SummaryRow,
+    TrialRecord,
+    keys,
+    parse,
+    read,
+    read_json,
+)
+from orchestrator.results.samples import completed_at_s, compute_metrics, read_samples
 
-# What a run that was imported did not declare.
-_UNDECLARED = {"treatment": ["profile"], "margin": 0.05, "max_looks": 1, "repeats": 1, "redeploy": "per_repeat"}
 # What summary, record and requests of a trial must agree on.
 _CHECKED = ("num_successful", "num_failed", "throughput_rps", "latency_p50_ms", "latency_p99_ms")
 
@@ -29,8 +40,12 @@ class LoadError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One run directory. `points`: one row a planned trial, the columns of the summary plus `run_dir` and `level`."""
+class RunData:
+    """What one run directory holds.
+
+    `record`: run.json. `points`: one row a planned trial, the columns of the summary plus `run_dir` and `level` (its
+    name on disk).
+    """
 
     paths: RunPaths
     record: dict[str, Any]
@@ -41,9 +56,9 @@ class Run:
         return [arm["name"] for arm in self.record["plan"]["arms"]]
 
     @property
-    def declared(self) -> Mapping[str, Any]:
-        """How the run said that it would be compared: treatment, margin, max_looks, repeats, redeploy."""
-        return _UNDECLARED | self.record["compare"]
+    def declared(self) -> Declaration:
+        """How the run said that it would be compared, before it began."""
+        return Declaration(**self.record["compare"])
 
     @property
     def warnings(self) -> list[str]:
@@ -66,7 +81,7 @@ class Run:
         return "imported" in self.record["provenance"]
 
 
-def load_run(directory: Path) -> Run:
+def load_run(directory: Path) -> RunData:
     """Raises LoadError for a directory that is no run, or one written in another schema."""
     directory = directory.resolve()  # a run has one name, or its blocks could be counted twice
     paths = RunPaths(directory)
@@ -76,7 +91,7 @@ def load_run(directory: Path) -> Run:
             found += f", but holds runs: {', '.join(runs[-3:])}"
         raise LoadError(f"{directory} is no run directory: {found}")
     try:
-        record = results.read_json(paths.run_json)
+        record = read_json(paths.run_json)
         if not isinstance(record, dict):
             raise TypeError("run.json does not hold what we write")
         with pq.ParquetFile(paths.summary_parquet) as file:  # read_table takes an `=` in an arm's name for a partition
@@ -87,17 +102,19 @@ def load_run(directory: Path) -> Run:
         ) from error
     except (OSError, ValueError, TypeError) as error:
         raise LoadError(f"{directory} is not a readable run: {error}") from error
-    if record.get("schema_version") != results.SCHEMA_VERSION:
-        raise LoadError(
-            f"{directory} is of schema {record.get('schema_version')!r}, this code reads {results.SCHEMA_VERSION}"
-        )
-    if missing := [*(results.RUN_KEYS - record.keys()), *(results.SUMMARY_COLUMNS.keys() - {*table.column_names})]:
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise LoadError(f"{directory} is of schema {record.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
+    if missing := keys(SummaryRow).keys() - {*table.column_names}:
         raise LoadError(f"{directory} is not a run as we write it: {', '.join(missing)} missing")
+    try:
+        record = asdict(parse(RunRecord, record, str(paths.run_json)))
+    except ValueError as error:
+        raise LoadError(str(error)) from error
     points = table.to_pandas()
     points["valid"] = points.valid.astype(object).where(points.valid.notna(), None)
     points["run_dir"] = str(directory)
     points["level"] = points.trial_id.str.rpartition("-r")[0]
-    return Run(paths, record, points)
+    return RunData(paths, record, points)
 
 
 def find_runs(outputs: Path) -> list[Path]:
@@ -105,7 +122,7 @@ def find_runs(outputs: Path) -> list[Path]:
     return sorted(path.parent for path in outputs.glob("*/run.json"))
 
 
-def overview(directory: Path) -> dict[str, Any]:
+def overview(directory: Path) -> dict[str, str | int]:
     """What a list of runs shows of one. Raises LoadError."""
     run = load_run(directory)
     return {
@@ -128,18 +145,13 @@ def codes(texts: Iterable[Any]) -> list[str]:
     return sorted({code for text in texts if isinstance(text, str) for code in text.split(";") if code})
 
 
-def level_order(level: str) -> tuple[str, float]:
-    """Sorts levels by their number: c9999 before c10000."""
-    return level[0], float(level[1:])
-
-
 # ---- Arms ----
 
 
-class Arm(NamedTuple):
-    """One arm of one run."""
+class ArmData(NamedTuple):
+    """What one run holds of one arm."""
 
-    run: Run
+    run: RunData
     name: str
 
     @property
@@ -152,12 +164,13 @@ class Arm(NamedTuple):
 
     @property
     def levels(self) -> list[str]:
-        return sorted(self.points.level.unique(), key=level_order)
+        """By name, the lowest first."""
+        return sorted(self.points.level.unique(), key=Level.parse)
 
     @property
     def record(self) -> Mapping[str, Any]:
         """The arm as planned: name, axes, levels, copy, service_key."""
-        return next(each for each in self.run.record["plan"]["arms"] if each["name"] == self.name)
+        return next(arm for arm in self.run.record["plan"]["arms"] if arm["name"] == self.name)
 
     def config(self) -> Mapping[str, Any] | None:
         """The composed config, interpolations unresolved; None for imported results. Raises LoadError."""
@@ -173,14 +186,14 @@ class Arm(NamedTuple):
     def effective(self, repeat: int) -> Mapping[str, Any] | None:
         """What the live service reported; None where nothing was read back (imported results, foreign endpoints)."""
         mine = (self.record["service_key"], self.record["copy"])
-        for each in sorted(self.run.record["plan"]["arms"], key=lambda each: each["name"] != self.name):
-            if (each["service_key"], each["copy"]) == mine:  # arms may share a service: it lies with one of them
-                one_for_all = self.run.declared["redeploy"] == "never"  # its only service lies in r0
-                path = self.run.paths.effective_json(each["name"], 0 if one_for_all else repeat)
+        for arm in sorted(self.run.record["plan"]["arms"], key=lambda arm: arm["name"] != self.name):
+            if (arm["service_key"], arm["copy"]) == mine:  # arms may share a service: it lies with one of them
+                one_for_all = self.run.declared.redeploy == "never"  # its only service lies in r0
+                path = self.run.paths.effective_json(arm["name"], 0 if one_for_all else repeat)
                 if path.exists():
                     try:
-                        return dict(results.read_json(path))
-                    except (ValueError, TypeError) as error:
+                        return asdict(read(Effective, path))
+                    except ValueError as error:
                         raise LoadError(f"{path} cannot be read: {error}") from error
         return None
 
@@ -198,7 +211,7 @@ class Arm(NamedTuple):
             _samples(self.run, row, trial(self.run, row))
 
 
-def select(text: str) -> Arm:
+def select(text: str) -> ArmData:
     """`DIR:ARM`, or `DIR` of a run with one arm. Raises LoadError with the arms there are."""
     directory, arm = text, ""
     if not Path(text).exists() and ":" in text:
@@ -208,17 +221,17 @@ def select(text: str) -> Arm:
         arm = run.arms[0]
     if arm not in run.arms:
         asked = f"no arm {arm!r} in {directory}" if arm else f"{directory} has several arms: say which"
-        raise LoadError(f"{asked}; it has {', '.join(f'{directory}:{each}' for each in run.arms)}")
-    return Arm(run, arm)
+        raise LoadError(f"{asked}; it has {', '.join(f'{directory}:{arm}' for arm in run.arms)}")
+    return ArmData(run, arm)
 
 
 # ---- Requests ----
 
 
-def trial(run: Run, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def trial(run: RunData, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """`trial.json` of a complete row of `points`. Raises LoadError."""
     try:
-        return dict(results.read_json(run.paths.trial_json(row["arm"], row["level"], row["repeat"])))
+        return asdict(read(TrialRecord, run.paths.trial_json(row["arm"], row["level"], row["repeat"])))
     except (OSError, ValueError) as error:
         raise LoadError(f"{row['arm']}/{row['trial_id']} is called complete, but its record is not: {error}") from error
 
@@ -236,7 +249,7 @@ class Requests:
     over_time: pd.DataFrame
 
 
-def _samples(run: Run, row: Mapping[str, Any], record: Mapping[str, Any]) -> pa.Table | None:
+def _samples(run: RunData, row: Mapping[str, Any], record: Mapping[str, Any]) -> pa.Table | None:
     path = run.paths.samples(row["arm"], row["level"], row["repeat"])
     where = f"{row['arm']}/{row['trial_id']}"
     said = record["metrics"]
@@ -245,14 +258,15 @@ def _samples(run: Run, row: Mapping[str, Any], record: Mapping[str, Any]) -> pa.
     if not path.exists() and run.imported:
         return None
     try:
-        samples = results.read_samples(path)
+        samples = read_samples(path)
     except (OSError, ValueError) as error:
         raise LoadError(f"{where}: {error}") from error
-    found = results.compute_metrics(samples, record["duration_s"], {})
+    found = compute_metrics(samples, record["duration_s"], {})
     for name in _CHECKED:
-        if not _same(found[name], said.get(name)):
+        value = getattr(found, name)
+        if not _same(value, said.get(name)):
             raise LoadError(
-                f"{path} gives {name} {found[name]}, but trial.json says {said.get(name)}: one of them was changed"
+                f"{path} gives {name} {value}, but trial.json says {said.get(name)}: one of them was changed"
             )
     return samples
 
@@ -262,14 +276,14 @@ def _same(one: float | None, other: float | None) -> bool:
     return bool(np.isclose(a, b, equal_nan=True))
 
 
-def read_requests(run: Run, row: Mapping[str, Any]) -> Requests | None:
-    """Every request of a complete trial, checked as by `Arm.verify`; None if it has none on record."""
+def read_requests(run: RunData, row: Mapping[str, Any]) -> Requests | None:
+    """Every request of a complete trial, checked as by `ArmData.verify`; None if it has none on record."""
     record = trial(run, row)
     samples = _samples(run, row, record)
     if samples is None:
         return None
     duration_s = record["duration_s"]
-    completed = results.completed_at_s(samples)
+    completed = completed_at_s(samples)
     ok = samples["ok"].to_numpy()
     inside = ok & (completed >= 0) & (completed < duration_s)
     # On a log scale 0 has no place; a client that rounds to milliseconds may say it.
@@ -292,4 +306,4 @@ def read_requests(run: Run, row: Mapping[str, Any]) -> Requests | None:
 
 def over_time(requests: Sequence[Requests]) -> pd.DataFrame:
     """Throughput a second of each trial; time 0 is the start of its window."""
-    return pd.concat([each.over_time for each in requests], ignore_index=True) if requests else pd.DataFrame()
+    return pd.concat([trial.over_time for trial in requests], ignore_index=True) if requests else pd.DataFrame()

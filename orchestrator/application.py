@@ -6,7 +6,9 @@ The same for every cluster; whatever one of them adds (ports, uploads, names) is
 import ast
 import functools
 import hashlib
+import importlib.util
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -254,12 +256,27 @@ def check_module(module: str, extra: str | None, timeout_s: float) -> None:
         raise ConfigError(f"{module} {trouble}" + (f"\nIt needs: pip install '.[{extra}]'" if extra else ""))
 
 
+def check_vllm(who: str) -> None:
+    """Raises ConfigError unless vLLM is installed here. `who` needs it.
+
+    Asked first, because importing what needs vLLM takes many seconds and says less.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            f"{who} needs vLLM, which is not installed in {sys.prefix}. With a GPU: pip install '.[llm]'   "
+            "Without: make llm, then .venv-llm/bin/python -m orchestrator ..."
+        )
+
+
 def check_deployed(config: ServiceConfig, cluster: Cluster) -> None:
     """What every cluster that deploys something refuses, known without starting Ray. Raises ConfigError."""
     check_flags(cluster.service_env(config))
     check_direct_streaming(config)
     check_source(config)
     check_replicas(config, cluster)
+    engine = (config.workload.server or config.model).get("engine", {})
+    if taken := sorted({"model", "port", "host", "served_model_name"} & engine.keys()):
+        raise ConfigError(f"model.engine.{taken[0]} is set by the orchestrator (model.source, model.id)")
 
 
 def check_direct_streaming(config: ServiceConfig) -> None:

@@ -8,12 +8,21 @@ from typing import Any
 
 from orchestrator import paths
 from orchestrator.application import digest, service_key
-from orchestrator.config import ClientKind, Config
+from orchestrator.config import Config, levels_of
 from orchestrator.errors import ConfigError
+from orchestrator.load.level import Level, Unit
 
-LEVEL_AXIS = "sweep.concurrency"  # swept or listed, it makes levels and not arms
+LEVEL_AXES = ("sweep.concurrency", "sweep.offered_rps")  # swept or listed, they make levels and not arms
 PROFILE_AXIS = "profile"
 PROFILE_BASELINE = "baseline"
+# What can be judged: columns of the summary.
+FIGURES = (
+    *("throughput_rps", "goodput_rps", "input_throughput_tok_per_s", "output_throughput_tok_per_s"),
+    *(f"latency_{each}_ms" for each in ("mean", "p50", "p90", "p95", "p99", "p999")),
+    *(f"{name}_{each}_ms" for name in ("ttft", "tpot") for each in ("mean", "p50", "p99")),
+)
+# In open loop these say what was sent, and nothing about the service.
+SET_BY_RATE = ("throughput_rps", "input_throughput_tok_per_s", "output_throughput_tok_per_s")
 _GROUPS = ("cluster", "workload", "profile", "sweep")
 
 
@@ -34,17 +43,10 @@ class Arm:
     name: str
     axes: Mapping[str, str]
     config: Config
-    levels: tuple[int, ...]
+    levels: tuple[Level, ...]
     key: str  # identity of its service; equal keys share a service, but for the copies of an A/A comparison
     copy: int = 0
     hydra_dir: Path | None = None
-
-    @property
-    def offered_rps(self) -> float | None:
-        """The rate at which requests are sent, where they do not wait for replies alone."""
-        client = self.config.workload.client
-        rate_rps: float | None = client.options.get("request_rate_rps")
-        return rate_rps if client.kind is ClientKind.vllm_bench else None
 
     @property
     def treatment(self) -> tuple[str, ...]:
@@ -90,9 +92,7 @@ def make_arms(jobs: Sequence[Job]) -> list[Arm]:
     arms: list[Arm] = []
     same: dict[str, list[int]] = {}  # identity -> indices of its arms
     for job in jobs:
-        sweep = job.config.sweep
-        factor = job.config.workload.num_replicas if sweep.per_replica else 1
-        levels = tuple(factor * level for level in sweep.concurrency)
+        levels = tuple(levels_of(job.config.sweep, job.config.workload.num_replicas))
         equal = same.setdefault(_identity(job.config), [])
         mergeable = [index for index in equal if not set(levels) & set(arms[index].levels)]
         if mergeable:
@@ -127,7 +127,7 @@ def make_arms(jobs: Sequence[Job]) -> list[Arm]:
 def _varying(jobs: Sequence[Job]) -> list[str]:
     """Override keys whose values differ between jobs: workload first, profile last."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides)
-    varying = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1 and key != LEVEL_AXIS]
+    varying = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1 and key not in LEVEL_AXES]
     rank = {"cluster": 0, "workload": 1, PROFILE_AXIS: 3}
     return sorted(varying, key=lambda key: rank.get(key, 2))
 
@@ -135,8 +135,22 @@ def _varying(jobs: Sequence[Job]) -> list[str]:
 def _identity(config: Config) -> str:
     """Everything but the levels."""
     plain = dataclasses.asdict(config)
-    del plain["sweep"]["concurrency"]
+    for axis in LEVEL_AXES:
+        del plain["sweep"][axis.partition(".")[2]]
     return digest(plain)
+
+
+def _figure(config: Config, level: Level) -> str:
+    """The figure that is judged at this level. Raises ConfigError where none is called so, or a rate sets it."""
+    is_rate = level.unit is Unit.requests_per_s
+    name = config.compare.figure or ("latency_p95_ms" if is_rate else "throughput_rps")
+    available = [each for each in FIGURES if not (is_rate and each in SET_BY_RATE)]
+    if name not in available:
+        why = (
+            f"follows from the {level.text} that are offered" if name in FIGURES else "is no figure that can be judged"
+        )
+        raise ConfigError(f"compare.figure={name} {why}; choose one of {', '.join(available)}")
+    return name
 
 
 def comparisons(arms: Iterable[Arm]) -> list[list[Arm]]:
@@ -148,7 +162,7 @@ def comparisons(arms: Iterable[Arm]) -> list[list[Arm]]:
 
 
 def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """What the verdicts will be about, fixed before the first deployment: throughput at the highest level.
+    """What the verdicts will be about, fixed before the first deployment: one figure at the highest level.
 
     One cell for each arm that is compared with its baseline, at the highest level that they share; an arm that
     stands alone is its own baseline, without a candidate. Raises ConfigError where arms that are compared cannot be.
@@ -166,15 +180,19 @@ def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:
         for candidate in candidates or [None]:
             shared = set(baseline.levels) & set((candidate or baseline).levels)
             if not shared:
-                levels = "; ".join(f"{arm.name}: {', '.join(map(str, arm.levels))}" for arm in members)
-                raise ConfigError(f"arms that are compared need a level in common (sweep.concurrency), found {levels}")
+                levels = "; ".join(
+                    f"{arm.name}: {', '.join(level.short_text for level in arm.levels)}" for arm in members
+                )
+                raise ConfigError(
+                    f"arms that are compared need a level in common ({' or '.join(LEVEL_AXES)}), found {levels}"
+                )
             cells.append(
                 {
                     "axes": dict(baseline.other_axes),
                     "baseline": baseline.name,
                     "candidate": candidate.name if candidate else None,
-                    "metric": "throughput_rps",
-                    "level": paths.level_name(concurrency=max(shared)),
+                    "metric": _figure(baseline.config, max(shared)),
+                    "level": max(shared).name,
                 }
             )
     return cells

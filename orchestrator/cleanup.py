@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from orchestrator import execute, results
+from orchestrator import execute
 from orchestrator.clusters.local import directory_prefix
 from orchestrator.config import register
 from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.journal import recorded_plan
 from orchestrator.paths import RunPaths
-from orchestrator.process import end_members, is_claimed, members
+from orchestrator.process import SCRATCH_PREFIX, end_members, is_claimed, members
+from orchestrator.results.records import read_json
 
-SCRATCH_PREFIX = "serve-orchestrator-"  # of where Hydra writes while it composes
 _Left = tuple[str, Callable[[], str | None]]  # what it is, and what ends it and says what is left then
 
 
@@ -90,10 +91,10 @@ def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
     with contextlib.suppress(
         OSError, ValueError, TypeError, KeyError
     ):  # no record of ours: the plan says what is wrong
-        record = results.read_json(paths.run_json)
+        record = read_json(paths.run_json)  # and not as its type: of any version, these two say enough
         if record["status"] == "complete" and not record["errors"]:
             return  # whoever ends so has ended its services
-    plan = execute.recorded_plan(paths)
+    plan = recorded_plan(paths)
     for arm in plan.arms:
         cluster = arm.config.cluster
         if not cluster.kind.is_shared:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from orchestrator import paths
 from orchestrator.arms import Arm, Job, comparisons, make_arms, primary_cells
 from orchestrator.config import Config, Redeploy
 from orchestrator.cost import TEAR_DOWN_S, bring_up_s, cost_usd, trial_s
 from orchestrator.errors import ConfigError
+from orchestrator.load.level import Level
+from orchestrator.paths import trial_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +41,11 @@ class Trial:
     service: Service
     arm: Arm
     repeat: int
-    concurrency: int
-
-    @property
-    def level(self) -> str:
-        if self.arm.offered_rps:
-            return paths.level_name(offered_rps=self.arm.offered_rps)
-        return paths.level_name(concurrency=self.concurrency)
+    level: Level
 
     @property
     def id(self) -> str:
-        return paths.trial_id(self.level, self.repeat)
+        return trial_id(self.level.name, self.repeat)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +59,7 @@ class Wave:
     def duration_s(self) -> float:
         """Estimate in seconds; services come up side by side."""
         up_s = max(bring_up_s(service.config) for service in self.services)
-        return sum(trial_s(trial.arm.config) for trial in self.trials) + up_s + TEAR_DOWN_S
+        return sum(trial_s(trial.arm.config, trial.level) for trial in self.trials) + up_s + TEAR_DOWN_S
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,13 +112,6 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
             found = ", ".join(f"{arm.name}: {value}" for arm, value in zip(arms, values, strict=True))
             raise ConfigError(f"{key} must be the same for all arms, found {found}")
     primary_cells(arms)  # refuses what cannot be compared
-    rates = [arm.offered_rps for arm in arms]
-    if any(rates) and (len(arms) > 1 or len(arms[0].levels) > 1):
-        raise ConfigError(
-            "workload.client.options.request_rate_rps fixes the throughput, on which arms are judged: give it to one "
-            f"arm and one sweep.concurrency (the most in flight), or null; found {len(arms)} arms with "
-            f"{len(arms[0].levels)} levels"
-        )
     first = arms[0].config
     blocks = _blocks(arms, first.sweep.repeats, first.cluster.redeploy, random.Random(seed))
     waves = [_wave(services) for services in _chunks(blocks, first.cluster.max_live_services, first.cluster.redeploy)]

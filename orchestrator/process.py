@@ -23,8 +23,10 @@ from typing import Any
 import psutil
 
 from orchestrator import provenance
+from orchestrator.errors import ConfigError
 
 MARKER = "SERVE_ORCHESTRATOR_SERVICE"
+SCRATCH_PREFIX = "serve-orchestrator-"  # of the directories where Hydra writes while it composes
 
 # What a child process may inherit. Everything else (RAY_*, VLLM_*, LOCUST_*, OMP_*, proxies, credentials) stays out:
 # a flag exported in the calling shell must not reach a service that does not declare it.
@@ -87,6 +89,19 @@ def interruptible() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def claim(root: Path) -> int:
+    """Hold a directory until this process ends, so that nobody resumes a run that is still going, or clears it away.
+
+    Raises ConfigError when another one holds it.
+    """
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{root} is still being written by another orchestrator") from None
+    return descriptor
 
 
 def clean_environment() -> dict[str, str]:

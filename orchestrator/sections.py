@@ -84,17 +84,19 @@ class Sweep:
 
     def check(self) -> None:
         """Raises ConfigError."""
-        _ = self.levels
+        self.levels(1)
 
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """As listed. Raises ConfigError unless one of the two keys gives at least one level, none twice."""
+    def levels(self, num_replicas: int) -> tuple[Level, ...]:
+        """As listed, in all: `per_replica` multiplies them by the number of replicas.
+
+        Raises ConfigError unless one of the two keys gives at least one level, none twice.
+        """
         asked = {"concurrency": self.concurrency, "offered_rps": self.offered_rps}
         given = {key: value for key, value in asked.items() if value is not None}
         if len(given) != 1:
             raise ConfigError(
-                "levels are given by one of sweep.concurrency (closed loop) and sweep.offered_rps (open loop, with "
-                f"sweep.concurrency=null), found {' and '.join(f'sweep.{k}={v}' for k, v in given.items()) or 'neither'}"
+                "one of sweep.concurrency (clients, closed loop) and sweep.offered_rps (requests/s, open loop) is given "
+                f"and the other null, found sweep.concurrency={self.concurrency} sweep.offered_rps={self.offered_rps}"
             )
         ((key, value),) = given.items()
         amounts = value if isinstance(value, list) else [value]
@@ -104,7 +106,9 @@ class Sweep:
         for amount in amounts:
             check_number(f"sweep.{key}", amount, whole=unit is Unit.clients, above_0=True)
         try:
-            levels = tuple(Level(unit, amount) for amount in amounts)
+            levels = tuple(
+                Level(unit, _times(num_replicas, amount) if self.per_replica else amount) for amount in amounts
+            )
         except ValueError as error:
             raise ConfigError(f"sweep.{key}: {error}") from error
         if len(set(levels)) != len(levels):
@@ -169,6 +173,10 @@ class ServiceConfig:
     model: dict[str, Any] = field(default_factory=dict)  # of LLM workloads, which interpolate it
     profile: Profile
     dry_run: bool = False
+
+
+def _times(num_replicas: int, amount: float) -> float:
+    return amount if num_replicas == 1 else round(num_replicas * amount, 2)
 
 
 def workload_of(node: Any) -> Workload:

@@ -6,9 +6,9 @@ from pathlib import Path
 import hydra
 import hypothesis
 import pytest
+from orchestrator.clients.check import check_client
 
 from orchestrator.application import check_replicas
-from orchestrator.clients.check import check_client
 from orchestrator.config import Config, parse, register
 
 ROOT = Path(__file__).resolve().parent.parent

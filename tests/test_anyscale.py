@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import results
 from orchestrator.clusters import anyscale as backend
 from orchestrator.clusters.anyscale import (
     PROBE_ROUTE,
@@ -32,6 +31,7 @@ from orchestrator.clusters.remote import stage
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import Interrupted, interruptible
+from orchestrator.results.records import Effective, keys
 from tests.anyscale_standin import Fault, Instant, LocalRay, Service, StandIn, healthy
 from tests.conftest import Compose
 
@@ -238,7 +238,7 @@ def test_life_of_a_service(cloud: StandIn, make: Make, tmp_path: Path) -> None:
         assert service.urls == [known.base_url]
         assert service.token is not None
         assert service.token.reveal() == known.auth_token
-        assert service.effective.keys() == results.EFFECTIVE_KEYS.keys() - {"schema_version", "service_key"}
+        assert service.effective.keys() == keys(Effective).keys() - {"schema_version", "service_key"}
         assert [actor["name"] for actor in service.snapshot()["actors"]] == ["SERVE_CONTROLLER_ACTOR"]
         assert known.env_vars["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "1"
         assert known.image_uri == config.cluster.image_uri

@@ -3,20 +3,31 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hydra
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 
-from orchestrator import execute, results
+from orchestrator import execute
 from orchestrator.arms import Job
+from orchestrator.clients.base import Measurement, Window
 from orchestrator.clusters.base import changes
 from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
+from orchestrator.journal import open_journal, recorded_plan, to_do
+from orchestrator.load.level import Level
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted, interruptible
-from orchestrator.progress import Progress
-from tests.conftest import Compose
+from orchestrator.progress import Progress, _result_cells
+from orchestrator.results.records import ClientFacts, Effective, RunRecord, keys, read, read_json
+from orchestrator.results.samples import write_samples
+from tests.conftest import ROOT, Compose
+from tests.runs import draw_samples, planned_row, trial_record
 
 
 def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
@@ -37,25 +48,25 @@ REPLICA = actor("SERVE_REPLICA::a", "ServeReplica", "r1", 11)
 
 def test_nothing_changed() -> None:
     found = changes(snapshot(CONTROLLER, REPLICA), snapshot(REPLICA, CONTROLLER))
-    assert (found["restarted"], found["failed"]) == ([], [])
-    assert sorted(found["actors"]) == ["SERVE_CONTROLLER_ACTOR", "SERVE_REPLICA::a"]
+    assert (found.restarted, found.failed) == ([], [])
+    assert sorted(found.actors or []) == ["SERVE_CONTROLLER_ACTOR", "SERVE_REPLICA::a"]
 
 
 def test_replaced_replica_is_restarted() -> None:
     new = actor("SERVE_REPLICA::b", "ServeReplica", "r2", 12)
     found = changes(snapshot(CONTROLLER, REPLICA), snapshot(CONTROLLER, new))
-    assert (found["restarted"], found["failed"]) == (["SERVE_REPLICA::a"], [])
+    assert (found.restarted, found.failed) == (["SERVE_REPLICA::a"], [])
 
 
 def test_actor_that_ray_restarts_under_its_old_id_has_failed() -> None:
     again = CONTROLLER | {"pid": 99}
     found = changes(snapshot(CONTROLLER, REPLICA), snapshot(again, REPLICA))
-    assert (found["restarted"], found["failed"]) == ([], ["SERVE_CONTROLLER_ACTOR"])
+    assert (found.restarted, found.failed) == ([], ["SERVE_CONTROLLER_ACTOR"])
 
 
 def test_lost_listener_and_unhealthy_deployment_are_failures() -> None:
     after = snapshot(CONTROLLER, REPLICA, listener=None, unhealthy=("Echo: UNHEALTHY",))
-    assert changes(snapshot(CONTROLLER, REPLICA), after)["failed"] == ["Echo: UNHEALTHY", "HTTP listener"]
+    assert changes(snapshot(CONTROLLER, REPLICA), after).failed == ["Echo: UNHEALTHY", "HTTP listener"]
 
 
 class Stubborn:
@@ -117,9 +128,9 @@ def test_interrupt_survives_teardowns_that_fail(
     monkeypatch.setattr(execute.Run, "_record_trial", action)
     with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
-    assert stubborn_run.errors == [f"service {number} would not end" for number in left]
-    record = results.read_json(tmp_path / "run.json")
-    assert (record["status"], record["errors"]) == ("interrupted", stubborn_run.errors)
+    assert stubborn_run.journal.errors == [f"service {number} would not end" for number in left]
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["errors"]) == ("interrupted", stubborn_run.journal.errors)
 
 
 def test_an_interrupt_on_the_way_into_a_teardown_skips_none(
@@ -129,7 +140,7 @@ def test_an_interrupt_on_the_way_into_a_teardown_skips_none(
     monkeypatch.setattr(Progress, "stopping", press_ctrl_c)
     with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
-    assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]  # 2 was on its way
+    assert stubborn_run.journal.errors == ["service 1 would not end", "service 2 would not end"]  # 2 was on its way
 
 
 def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +149,7 @@ def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch
 
     monkeypatch.setattr(execute.Run, "_record_trial", fail)
     assert stubborn_run.go() == EXIT_FAILED
-    assert stubborn_run.errors == ["service 2 would not end", "service 1 would not end"]
+    assert stubborn_run.journal.errors == ["service 2 would not end", "service 1 would not end"]
 
 
 def test_why_it_was_refused_is_told_beside_what_is_left(
@@ -146,8 +157,8 @@ def test_why_it_was_refused_is_told_beside_what_is_left(
 ) -> None:
     monkeypatch.setattr(Stubborn, "refuses", True)
     assert stubborn_run.go() == EXIT_FAILED
-    assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]
-    failures = [results.read_json(path)["error"] for path in stubborn_run.paths.root.rglob("failure.json")]
+    assert stubborn_run.journal.errors == ["service 1 would not end", "service 2 would not end"]
+    failures = [read_json(path)["error"] for path in stubborn_run.paths.root.rglob("failure.json")]
     assert set(failures) == {"refused"}
 
 
@@ -181,11 +192,102 @@ def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_pa
         Job(compose(f"profile={profile}", "sweep.concurrency=[2,4]", "sweep.repeats=2"), {"profile": profile}, profile)
         for profile in ("baseline", "grpc")
     ]
-    run = execute.Run(make_plan(jobs, 0), RunPaths(tmp_path), [])
-    assert len(run._todo()) == 8
-    for row in run.rows:
-        row["valid"] = True
-    assert run._todo() == set()
-    run._rows["grpc", "c0004-r1"]["valid"] = False
-    run._rows["baseline", "c0002-r0"]["valid"] = None
-    assert run._todo() == {(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0004-r1", "c0002-r0")}
+    plan = make_plan(jobs, 0)
+    journal = open_journal(plan, RunPaths(tmp_path), [])
+
+    def again() -> list[tuple[str, str]]:
+        return sorted((trial.arm.name, trial.id) for trial in to_do(plan, journal))
+
+    assert len(again()) == 8
+    for row in journal.rows:
+        if (row.arm, row.trial_id) != ("baseline", "c0002-r0"):
+            journal.record(trial_record(row, valid=(row.arm, row.trial_id) != ("grpc", "c0004-r1")))
+    assert again() == [(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0002-r0", "c0004-r1")]
+    for row in journal.rows:
+        journal.record(trial_record(row))
+    assert again() == []
+
+
+class Answering:
+    """A backend whose services are there at once, and a client that draws its requests."""
+
+    def service(self, *_: Any) -> Any:
+        nothing = SimpleNamespace(urls=["http://127.0.0.1:1"], token=None, effective={"warnings": ["none is real"]})
+        nothing.start = nothing.wait_ready = nothing.begin_stop = nothing.stop = lambda: None
+        nothing.snapshot = nothing.round_trip_ms = lambda: None
+        return nothing
+
+    def run(self, _urls: object, level: Level, window: Window, directory: Path, _on_progress: object) -> Measurement:
+        assert level.concurrency is not None
+        samples = draw_samples(level.concurrency, 50, window.duration_s, np.random.default_rng(0))
+        write_samples(directory / "samples.parquet", samples)
+        return Measurement(window.duration_s, ClientFacts(cpu_ratio=0.5, versions={"none": "1"}))
+
+
+def test_a_run_is_written_and_taken_up_again(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Answering)
+    monkeypatch.setattr(execute, "_client", lambda *_: Answering())
+    fixed = ("sweep.concurrency=[2]", "sweep.repeats=1", "sweep.duration_s=4", "sweep.cooldown_s=0")
+    jobs = [
+        Job(compose(*fixed, f"workload.num_replicas={number}"), {"workload.num_replicas": str(number)}, "baseline")
+        for number in (1, 2)
+    ]
+    paths = RunPaths(tmp_path)
+    run = execute.Run(make_plan(jobs, 0), paths, ["x"])
+    run.go()
+    run.journal.close()
+    record, rows = read(RunRecord, paths.run_json), pq.ParquetFile(paths.summary_parquet).read().to_pylist()
+    assert (record.status, record.command, len(record.timeline)) == ("complete", ["x"], 6)
+    assert sorted((row["workload.num_replicas"], row["num_replicas"], row["state"]) for row in rows) == [
+        ("1", 1, "complete"),
+        ("2", 2, "complete"),
+    ]
+    trials = {path: path.read_bytes() for path in tmp_path.rglob("trial.json")}
+    assert len(trials) == 2
+    effective = read_json(next(tmp_path.rglob("effective.json")))
+    assert list(effective) == list(keys(Effective))
+    assert effective["warnings"] == ["none is real"]
+
+    again = execute.Run(make_plan(jobs, 0), paths, ["x"])
+    assert [row.valid for row in again.journal.rows] == [row["valid"] for row in rows]
+    again.go()
+    again.journal.close()
+    resumed = read(RunRecord, paths.run_json)
+    assert len(resumed.resumed) == 1
+    assert (resumed.started_at, resumed.plan) == (record.started_at, record.plan)
+    assert [row["invalid_reasons"] for row in rows] == ["", ""]
+    assert trials == {path: path.read_bytes() for path in tmp_path.rglob("trial.json")}
+
+
+def test_a_rate_has_its_row_in_the_table() -> None:
+    at_rate = {"state": "complete", "valid": True, "load_mode": "open", "concurrency": None, "throughput_rps": 10.0}
+    rows = [
+        planned_row(arm="a", offered_rps=10.0, **at_rate),
+        planned_row(arm="a", offered_rps=20.0, **(at_rate | {"valid": False})),
+        planned_row(arm="b", offered_rps=10.0, **at_rate),
+    ]
+    cells = [_result_cells("a", Level.of_rate(rate), rows, {"throughput_rps": "req/s"}) for rate in (10, 20)]
+    assert cells == [["10/s", "a", "10", "1/1"], ["20/s", "a", "-", "0/1"]]
+
+
+def test_a_recorded_plan_is_planned_again(compose: Compose, tmp_path: Path) -> None:
+    overrides = ["workload=llm", "model=tiny", "sweep=quick", "sweep.concurrency=null", "sweep.offered_rps=[4,2]"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = hydra.compose("config", overrides=overrides)
+    plan = make_plan([Job(compose(*overrides), {}, "baseline")], 3)
+    paths = RunPaths(tmp_path)
+    OmegaConf.save(composed, tmp_path / "config.yaml")
+    paths.hydra_dir("baseline").mkdir(parents=True)
+    (tmp_path / "config.yaml").rename(paths.hydra_dir("baseline") / "config.yaml")
+    record = open_journal(plan, paths, []).run
+    assert record.plan.arms[0].levels == ["r000004.00", "r000002.00"]
+    assert record.primary_cells[0].metric == "latency_p95_ms"
+    again = recorded_plan(paths)
+    assert [(trial.arm.name, trial.id) for trial in again.trials] == [
+        (trial.arm.name, trial.id) for trial in plan.trials
+    ]
+    rows = pq.read_table(paths.summary_parquet).to_pylist()
+    assert {(row["load_mode"], row["concurrency"], row["offered_rps"]) for row in rows} == {
+        ("open", None, 4.0),
+        ("open", None, 2.0),
+    }

@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
+from orchestrator.clusters import local
 from orchestrator.clusters.flags import check_flags
-from orchestrator.clusters.local import _Claim, service_yaml
-from orchestrator.errors import ConfigError
+from orchestrator.clusters.local import LocalRay, _Claim, _Driver, service_yaml
+from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import (
     MARKER,
     Interrupted,
@@ -23,7 +25,7 @@ from orchestrator.process import (
     members,
     uninterrupted,
 )
-from tests.conftest import Compose
+from tests.conftest import ROOT, Compose
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -104,6 +106,43 @@ def test_a_taken_port_spoils_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_claimed(claim.directory)
     assert claim.release() == []
     assert not claim.directory.exists()
+
+
+def test_a_service_is_stopped_once_and_says_what_is_left(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_driver_spec", lambda *_: ("code", {}))  # reads until its input ends, and ends
+    service = LocalRay().service(compose(), None, tmp_path, print)
+    assert service.stop() is None  # nothing was there
+    service.start()
+    assert service._claim is not None
+    assert service._driver is not None
+    directory, driver = service._claim.directory, psutil.Process(service._driver.child.pid)
+    assert directory.exists()
+    release = _Claim.release
+    monkeypatch.setattr(_Claim, "release", lambda claim: [*release(claim), "pid 4711"])
+    left = service.stop()
+    assert left == f"processes of the service would not end: pid 4711; log: {tmp_path}"
+    assert not directory.exists()
+    assert not driver.is_running()
+    assert service.stop() == left
+
+
+def test_a_driver_that_fails_when_asked_is_not_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        "from orchestrator.child import be_service\nbe_service(lambda spec, on_status: {}, lambda spec: 1 / 0)\n"
+    )
+    env = client_environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    driver = _Driver("failing", {"directory": str(tmp_path / "none")}, env, tmp_path / "driver.log")
+    try:
+        driver.start()
+        assert driver.wait_ready(60, print) == {}
+        with pytest.raises(ServiceError, match="division by zero"):
+            driver.snapshot(60)
+        with pytest.raises(ServiceError, match="exit code -9"):
+            driver.snapshot(60)
+    finally:
+        driver.stop()
 
 
 def spawn(*command: str, **env: str) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""Load generator processes: how a client drives several, and what it is told to do.
+"""Who sends the load: what every client is asked for, and how one drives several processes of its own.
 
 The processes are independent and share only an absolute start on the monotonic clock: no master, no port,
 nothing between them that could slow one of them down. A spec and the start time go in, `ready`, one `progress` a
@@ -6,21 +6,27 @@ second and `facts` come out (see `orchestrator.child`).
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.child import Child, receive_any
-from orchestrator.errors import TrialError
+from orchestrator.errors import ConfigError, TrialError
+from orchestrator.load.level import Level
 from orchestrator.process import uninterrupted
+from orchestrator.results.records import ClientFacts, WholeRun
+from orchestrator.secrets import Secret
+from orchestrator.sections import ServiceConfig
+
+CLIENT_START_S = 3.0  # seen on 2 slow cores; only estimates depend on it
 
 
 @dataclass(frozen=True)
-class Level:
-    """One load point: `concurrency` clients, each sending its next request when the last was answered."""
+class Window:
+    """How long a level is driven: clients start, the service warms up, the window is measured, late replies come."""
 
-    concurrency: int
     ramp_up_s: float
     warmup_s: float
     duration_s: float
@@ -40,9 +46,71 @@ class Live:
 class Measurement(NamedTuple):
     """What a client's `run` returns beside `samples.parquet`."""
 
+    window_start_s: float  # start of the measurement window on this machine's monotonic clock
     duration_s: float  # length of the measurement window
-    facts: dict[str, Any]  # results.CLIENT_KEYS
-    whole_run: dict[str, Any] | None = None  # results.WHOLE_RUN_KEYS; None for a client whose window is its run
+    facts: ClientFacts
+    whole_run: WholeRun | None = None  # None for a client whose window is its run
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one trial sends, and where to."""
+
+    urls: Sequence[str]  # more than one: independent servers, each to get an equal part
+    token: Secret | None  # what they want as bearer
+    level: Level
+    window: Window
+    num_replicas: int  # that serve, behind one address or several
+    max_processes: int  # of the load generator
+
+
+@dataclass
+class Client(ABC):
+    """Derive a dataclass from it: its fields are the keys of its YAML in `conf/client/`."""
+
+    @abstractmethod
+    def check(self, config: ServiceConfig, loads: Sequence[Load]) -> None:
+        """Refuse what cannot be driven, as far as it can be known without importing anything.
+
+        `loads`: of each level, with as many addresses as there will be, which are not known yet. Raises ConfigError.
+        """
+
+    def check_live(self, config: ServiceConfig, timeout_s: float) -> None:
+        """Refuse what takes seconds to find out, such as an import; just before the first deployment.
+
+        Raises ConfigError.
+        """
+
+    @abstractmethod
+    def run(self, load: Load, directory: Path, on_progress: Callable[[Live], None]) -> Measurement:
+        """Drive one level; writes `samples.parquet` and its own output into the trial's `directory`.
+
+        Raises TrialError when it could not be measured.
+        """
+
+    def takes_s(self, load: Load) -> float:
+        """Estimate of the duration of `run`, in seconds."""
+        window = load.window
+        return CLIENT_START_S + window.ramp_up_s + window.warmup_s + window.duration_s
+
+
+def check_clients(load: Load) -> None:
+    """Each server gets a client. Raises ConfigError."""
+    clients, num_servers = load.level.concurrency, len(load.urls)
+    if clients is not None and clients < num_servers:
+        raise ConfigError(f"{num_servers} servers need as many clients, found a level of {load.level.text}")
+
+
+def check_fits(config: ServiceConfig, num_input_tokens: int | None, num_output_tokens: int | None) -> None:
+    """A request fits what the engine takes, where both are known. Raises ConfigError."""
+    limit = (config.workload.server or config.model).get("engine", {}).get("max_model_len")
+    if None not in (limit, num_input_tokens, num_output_tokens):
+        asked = (num_input_tokens or 0) + (num_output_tokens or 0)
+        if asked > limit:
+            raise ConfigError(
+                f"a request of {num_input_tokens} + {num_output_tokens} tokens does not fit "
+                f"model.engine.max_model_len={limit}"
+            )
 
 
 def drive(
@@ -56,8 +124,10 @@ def drive(
     lead_s: float,
     limit_s: float,
     if_late: str = "",
-) -> list[dict[str, Any]]:
-    """The facts of one process for each spec, in their order. They start `lead_s` after all of them are ready.
+) -> tuple[float, list[dict[str, Any]]]:
+    """When they started, on the monotonic clock, and the facts of one process for each spec, in their order.
+
+    They start `lead_s` after all of them are ready.
 
     Raises TrialError when one fails or needs longer than `startup_s`, or `limit_s` from the start to its end.
     """
@@ -81,11 +151,11 @@ def drive(
                 child.hang_up()
             for child in children:
                 child.close()
-    return facts
+    return start_s, facts
 
 
 def health(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Those of `results.CLIENT_KEYS` that say how the processes themselves fared: the worst counts."""
+    """Those of `ClientFacts` that say how the processes themselves fared: the worst counts."""
     cpu_ratios = [fact["cpu_ratio"] for fact in facts]
     return {
         "num_processes": len(facts),

@@ -4,7 +4,8 @@ Each process records every request it sends (see `locust_worker`) and writes a s
 `samples.parquet`. Locust is imported in the processes only.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +13,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import results
-from orchestrator.clients.base import Level, Live, Measurement, drive, health
-from orchestrator.errors import TrialError
+from orchestrator import provenance
+from orchestrator.application import check_module
+from orchestrator.clients.base import Client, Live, Load, Measurement, check_clients, check_fits, drive, health
+from orchestrator.errors import ConfigError, TrialError
+from orchestrator.kinds import check_number
+from orchestrator.process import client_environment
+from orchestrator.results.records import ClientFacts
+from orchestrator.results.samples import read_samples, write_samples
+from orchestrator.sections import ServiceConfig
 
 TOKEN_VARIABLE = "SERVE_ORCHESTRATOR_TOKEN"  # in the processes' environment: sent as bearer with every request
 WORKER = "orchestrator.clients.locust_worker"
@@ -25,27 +32,49 @@ LEAD_S = 0.2  # from sending the start time to the start itself
 
 
 @dataclass
-class LocustClient:
-    """`locustfile` is a dotted module or a path ending in .py, with one FastHttpUser subclass.
+class Locust(Client):
+    """Closed loop: each client sends its next request when the last was answered."""
 
-    `options` reach it as `self.environment.parsed_options`. `env` is all of the processes' environment.
-    """
+    locustfile: str  # a dotted module or a path ending in .py, with one FastHttpUser subclass
+    options: dict[str, Any]  # reach the locustfile as `self.environment.parsed_options`
 
-    locustfile: str
-    options: Mapping[str, Any]
-    num_processes: int
-    env: Mapping[str, str]
+    def check(self, config: ServiceConfig, loads: Sequence[Load]) -> None:
+        """The file is there, the levels are numbers of clients, and each server gets a client and a process."""
+        for load in loads:
+            num_servers = len(load.urls)
+            if load.level.concurrency is None:
+                raise ConfigError(
+                    f"Locust drives closed loop only, found a level of {load.level.text}: give sweep.concurrency, or "
+                    "choose a client that sends at a rate, such as client=vllm_bench"
+                )
+            check_clients(load)
+            if load.max_processes < num_servers:
+                raise ConfigError(
+                    f"{num_servers} servers need as many Locust processes, found cluster.client_processes="
+                    f"{load.max_processes}"
+                )
+        found = Path(self.locustfile) if self.locustfile.endswith(".py") else provenance.find_module(self.locustfile)
+        if found is None or not found.is_file():
+            raise ConfigError(f"workload.locustfile={self.locustfile!r}: no such file or module")
+        for name, value in self.options.items():
+            if name.startswith("num_"):
+                check_number(f"workload.options.{name}", value, whole=True, above_0=True)
+        check_fits(config, self.options.get("num_input_tokens"), self.options.get("num_output_tokens"))
 
-    def run(
-        self, urls: Sequence[str], level: Level, directory: Path, on_progress: Callable[[Live], None]
-    ) -> Measurement:
+    def check_live(self, config: ServiceConfig, timeout_s: float) -> None:
+        """Import the locustfile in a child process."""
+        check_module(self.locustfile, config.workload.extra, timeout_s)
+
+    def run(self, load: Load, directory: Path, on_progress: Callable[[Live], None]) -> Measurement:
         """Drive one level; writes `client.log` and `samples.parquet`. Each process loads one of the addresses.
 
         Raises TrialError when the processes fail.
         """
-        num_processes = min(self.num_processes, level.concurrency)
-        num_processes -= num_processes % len(urls)  # each address the same load
-        assert num_processes, "config.parse refuses fewer processes or clients than addresses"
+        level, window, urls = load.level, load.window, load.urls
+        assert level.concurrency is not None, "refused by check"
+        # More processes than cores would only start late and stand in each other's way.
+        num_processes = min(load.max_processes, len(os.sched_getaffinity(0)), level.concurrency)
+        num_processes = max(num_processes - num_processes % len(urls), len(urls))  # each address the same load
         shards = [directory / f"samples.{index}.part" for index in range(num_processes)]
         specs = [
             {
@@ -54,14 +83,18 @@ class LocustClient:
                 "url": urls[index % len(urls)].rstrip("/"),
                 "locustfile": self.locustfile,
                 "options": self.options,
-                "level": asdict(level),
+                "concurrency": level.concurrency,
+                "window": asdict(window),
                 "shard": str(shard),
             }
             for index, shard in enumerate(shards)
         ]
         log = directory / "client.log"
-        limit_s = level.ramp_up_s + level.warmup_s + level.duration_s + level.drain_s + MARGIN_S
-        facts = drive(WORKER, specs, self.env, log, on_progress, startup_s=STARTUP_S, lead_s=LEAD_S, limit_s=limit_s)
+        env = client_environment() | ({TOKEN_VARIABLE: load.token.reveal()} if load.token else {})
+        limit_s = sum(asdict(window).values()) + MARGIN_S
+        start_s, facts = drive(
+            WORKER, specs, env, log, on_progress, startup_s=STARTUP_S, lead_s=LEAD_S, limit_s=limit_s
+        )
 
         num_started = sum(fact["num_clients_started"] for fact in facts)
         task_errors = [fact["first_task_error"] for fact in facts if fact["first_task_error"]]
@@ -70,8 +103,8 @@ class LocustClient:
                 f"only {num_started} of {level.concurrency} clients of {self.locustfile} ever sent a request"
                 f"{f' ({task_errors[0]})' if task_errors else ''}; see {log}"
             )
-        samples = pa.concat_tables([results.read_samples(shard) for shard in shards]).sort_by("sent_at_s")
-        results.write_samples(directory / "samples.parquet", samples)
+        samples = pa.concat_tables([read_samples(shard) for shard in shards]).sort_by("sent_at_s")
+        write_samples(directory / "samples.parquet", samples)
         for shard in shards:
             shard.unlink()
         totals = {
@@ -79,12 +112,11 @@ class LocustClient:
             for what in ("requests", "unfinished", "task_errors")
         }
         assert samples.num_rows == totals["num_requests"], f"{samples.num_rows} samples, {totals} recorded"
-        client = {
+        client = ClientFacts(
             **health(facts),
             **totals,
-            "window_s": min(fact["window_s"] for fact in facts),
-            "all_clients_started_at_s": max(fact["last_client_started_at_s"] for fact in facts),
-            **dict.fromkeys(("offered_rps", "sent_rps", "in_flight_mean")),
-            "versions": {name: version(name) for name in ("locust", "geventhttpclient", "gevent")},
-        }
-        return Measurement(level.duration_s, client)
+            window_s=min(fact["window_s"] for fact in facts),
+            all_clients_started_at_s=max(fact["last_client_started_at_s"] for fact in facts),
+            versions={name: version(name) for name in ("locust", "geventhttpclient", "gevent")},
+        )
+        return Measurement(start_s + window.ramp_up_s + window.warmup_s, window.duration_s, client)

@@ -5,14 +5,13 @@ come the spec, then the start time, then nothing: end of file means that the par
 On stdout go `ready`, one `progress` a second, `facts`; what vLLM prints goes to the log.
 
 What is sent, when, and how it is timed is the client's own code, and so is the JSON it leaves. Added is what it
-lacks: a warm-up of distinct prompts at the measured concurrency (its own repeats one prompt, which a prefix cache
+lacks: a warm-up of distinct prompts under the measured load (its own repeats one prompt, which a prefix cache
 answers), a start that all processes share, and the CPU and event-loop lag of the client itself.
 """
 
 import asyncio
 import importlib
 import json
-import math
 import os
 import queue
 import sys
@@ -54,10 +53,10 @@ class Observer:
         print(f"[client_process={self.spec['index']} {self.phase}]", *values, flush=True)
 
     async def benchmark(self, *, input_requests: list[Any], request_rate: float, **settings: Any) -> dict[str, Any]:
-        num_warmups = self.spec["concurrency"]
+        num_warmups = self.spec["num_warmups"]
         self.phase = "WARM-UP"
         warm_up = {**settings, "input_requests": input_requests[:num_warmups], "disable_tqdm": True}
-        await self._benchmark(request_rate=math.inf, **warm_up)
+        await self._benchmark(request_rate=request_rate, **warm_up)  # in closed loop: inf
         say(self.protocol, "ready")
         self.start_s = (await asyncio.to_thread(self.messages.get))["start_s"]
         self.phase = "measured"
@@ -129,8 +128,7 @@ def arguments(spec: dict[str, Any], tokenizer: str) -> list[str]:
         "dataset-name": "random",
         "random-input-len": spec["num_input_tokens"],
         "random-output-len": spec["num_output_tokens"],
-        "num-prompts": spec["concurrency"] + spec["num_prompts"],  # a warm-up request for each client
-        "max-concurrency": spec["concurrency"],
+        "num-prompts": spec["num_warmups"] + spec["num_prompts"],
         "request-rate": "inf" if rate_rps is None else rate_rps,
         "temperature": spec["temperature"],
         "seed": spec["seed"],
@@ -140,6 +138,8 @@ def arguments(spec: dict[str, Any], tokenizer: str) -> list[str]:
         "result-dir": result.parent,
         "result-filename": result.name,
     }
+    if spec["concurrency"] is not None:
+        settings["max-concurrency"] = spec["concurrency"]
     flags = ["--ignore-eos", "--save-result", "--save-detailed"]
     return [*(f"--{name}={value}" for name, value in settings.items()), *flags]
 

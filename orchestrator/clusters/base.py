@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from orchestrator.errors import ConfigError, TrialError
 from orchestrator.kinds import Amount, Count, Positive, WholeNumber, target_of
+from orchestrator.results.records import ServerFacts
 from orchestrator.secrets import Secret
 from orchestrator.sections import ServiceConfig
 from orchestrator.waiting import poll
@@ -48,7 +49,9 @@ class Cluster(ABC):
     num_gpus: WholeNumber = 0
     gpus_per_model_replica: Amount = 0  # what a replica that holds a model asks for
     client_processes: Count  # load generator processes at most, and no more than cores here
-    redeploy: Literal["per_repeat", "never"] = "per_repeat"  # never: one deployment an arm, so repeats are no replicates
+    redeploy: Literal["per_repeat", "never"] = (
+        "per_repeat"  # never: one deployment an arm, so repeats are no replicates
+    )
     max_live_services: Count = 1  # services that are up at the same time
     startup_timeout_s: Positive = 300
     env: dict[str, Any] = field(default_factory=dict)  # settings that reach every arm and so are not the treatment
@@ -149,23 +152,23 @@ def check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         raise TrialError(f"the engine {names} died under load; its log: {gone[0].get('log')}")
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> ServerFacts:
     """Actors that were there before the load and are not after it, and what Serve calls unhealthy now.
 
     Ray restarts an actor under its old id, so the same one is the same id in the same process.
     """
     if before["actors"] is None or after["actors"] is None:  # nobody answered who could tell
-        return {"restarted": None, "failed": None, "actors": None}
+        return ServerFacts()
     alive = {(actor["id"], actor["pid"]) for actor in after["actors"]}
     gone = [actor for actor in before["actors"] if (actor["id"], actor["pid"]) not in alive]
     failed = [actor["name"] for actor in gone if actor["kind"] != "ServeReplica"] + after["unhealthy"]
     if after["listener"] is None:
         failed.append("HTTP listener")
-    return {
-        "restarted": [actor["name"] for actor in gone if actor["kind"] == "ServeReplica"],
-        "failed": failed,
-        "actors": [actor["name"] for actor in after["actors"]],
-    }
+    return ServerFacts(
+        restarted=[actor["name"] for actor in gone if actor["kind"] == "ServeReplica"],
+        failed=failed,
+        actors=[actor["name"] for actor in after["actors"]],
+    )
 
 
 # On Anyscale it becomes part of a host name, whose parts may have 63 characters, with a suffix of theirs.

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
 from orchestrator.clusters.base import Cluster, ServiceName
+from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.sections import ServiceConfig
 from orchestrator.waiting import poll
@@ -58,18 +58,7 @@ class EndpointService:
         self._address = Address(cluster.url.rstrip("/"), token_of(cluster.token_env))
         self.urls, self.token = [self._address.url], self._address.token
         self._cluster, self._config, self._on_status = cluster, config, on_status
-        self.effective: dict[str, Any] = {
-            "declared_env": {},
-            "actors": [],
-            "engine": None,
-            "flag_effects": {},
-            "consequences": {},
-            "warnings": ["nothing was deployed, so which flags and versions answer here is not known"],
-            "isolation_env": [],
-            "listener": None,
-            "versions": {},
-            "hardware": {},
-        }
+        self.effective = {"warnings": ["nothing was deployed, so which flags and versions answer here is not known"]}
 
     def start(self) -> None:
         """There is nothing to start."""

@@ -1,6 +1,7 @@
 """Which environment variables Ray knows, and which of them a config may not declare. Ray is read and not imported."""
 
 import difflib
+import functools
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -25,13 +26,10 @@ def check_flags(env: Mapping[str, str]) -> None:
     if not asked:
         return
     root = _ray_root()
-    known: set[str] = set()
+    known = _known_flags(root)
     for name, needed in _NEEDS.items():
         if env.get(name) == "1" and env.get(needed) != "1":
             raise ConfigError(f"{name}=1 needs {needed}=1 in the same profile, found {env.get(needed, 'nothing')}")
-    for folder in ("serve", "llm", "_private", "_common"):
-        for path in (root / folder).rglob("*.py"):
-            known.update(re.findall(r"\bRAY_[A-Za-z0-9_]+\b", path.read_text(errors="replace")))
     for name in asked:
         if name in OURS:
             raise ConfigError(f"{name} is set by the orchestrator for each service and cannot be declared")
@@ -41,6 +39,16 @@ def check_flags(env: Mapping[str, str]) -> None:
         nearest = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
         advice = f"; nearest known: {', '.join(nearest)}" if nearest else ""
         raise ConfigError(f"Ray {provenance.package_versions().get('ray')} knows no flag {name}{advice}")
+
+
+@functools.cache  # every arm asks
+def _known_flags(root: Path) -> frozenset[str]:
+    """Names of RAY_* variables in the Python sources of this Ray."""
+    known: set[str] = set()
+    for folder in ("serve", "llm", "_private", "_common"):
+        for path in (root / folder).rglob("*.py"):
+            known.update(re.findall(r"\bRAY_[A-Za-z0-9_]+\b", path.read_text(errors="replace")))
+    return frozenset(known)
 
 
 def _ray_root() -> Path:

@@ -24,6 +24,7 @@ import yaml
 from orchestrator.application import (
     check_deployed,
     check_module,
+    check_vllm,
     engine_arguments,
     gpus_of_server,
     render_application,
@@ -145,6 +146,8 @@ class Local(Cluster):
 
     def check_live(self, config: ServiceConfig) -> None:
         """Import the application in a child process. Raises ConfigError."""
+        if config.model:
+            check_vllm(f"workload {config.workload.name}")
         if config.workload.application is not None:
             module = config.workload.application["import_path"].split(":")[0]
             check_module(module, config.workload.extra, self.startup_timeout_s)
@@ -225,8 +228,12 @@ class _Driver:
             on_status(text)
 
     def snapshot(self, timeout_s: float) -> dict[str, Any]:
-        """Raises ServiceError when it does not answer in time, which ends it."""
-        answer = self._checked(self.child.ask({"call": "snapshot"}, timeout_s, "snapshot"))
+        """Raises ServiceError when it fails or does not answer in time, which ends it."""
+        try:
+            answer = self._checked(self.child.ask({"call": "snapshot"}, timeout_s, "snapshot"))
+        except ServiceError:
+            self.child.kill()  # it answers nothing more
+            raise
         if answer is None:
             raise ServiceError(f"no answer to 'snapshot' within {timeout_s:g} s\nLog: {self.child.log}")
         return answer

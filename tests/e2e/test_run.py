@@ -21,7 +21,7 @@ import pytest
 
 from orchestrator.clusters.local import directory_prefix
 from orchestrator.process import MARKER, is_claimed, members
-from orchestrator.results import SUMMARY_COLUMNS
+from orchestrator.results.records import SummaryRow, keys
 
 pytestmark = pytest.mark.e2e
 
@@ -140,7 +140,7 @@ def test_run_directory(flags_run: tuple[Path, str, int]) -> None:
         }
     ]
     summary = pq.read_table(run / "summary.parquet")
-    assert summary.column_names == list(SUMMARY_COLUMNS)
+    assert summary.column_names == list(keys(SummaryRow))
     assert set(summary["state"].to_pylist()) == {"complete"}
     for row in summary.to_pylist():
         trial_dir = run / row["arm"] / "trials" / row["trial_id"]
