@@ -94,6 +94,7 @@ def _compose(arguments: list[str]) -> "list[Job]":
 
 def _execute(jobs: "list[Job]", command: list[str]) -> int:
     from orchestrator import execute
+    from orchestrator.clusters.base import SharedCluster
     from orchestrator.journal import keep_hydra_record
     from orchestrator.plan import make_plan
     from orchestrator.progress import line, print_plan
@@ -111,7 +112,7 @@ def _execute(jobs: "list[Job]", command: list[str]) -> int:
     execute.preflight(plan, live=not first.dry_run)
     outputs = Path(first.outputs) / "dry_runs" if first.dry_run else Path(first.outputs)
     # Services are called after the run: where those of other machines stand beside them, the second is not enough.
-    is_shared = any(arm.config.cluster.kind.is_shared for arm in plan.arms)
+    is_shared = any(isinstance(arm.config.cluster, SharedCluster) for arm in plan.arms)
     try:
         paths = create_run_dir(outputs, datetime.now(), f"_{secrets.token_hex(3)}" if is_shared else "")
     except OSError as error:
@@ -143,7 +144,7 @@ def _reload(paths: RunPaths) -> "Plan":
         advice = "end what it left first: python -m orchestrator.cleanup"
         raise ConfigError("\n".join([f"resume={paths.root}: {advice}", *left]))
     for arm in plan.arms:
-        if service_key(arm.config) != arm.key:
+        if service_key(arm.config, arm.config.cluster) != arm.key:
             raise ConfigError(
                 f"resume={paths.root}: arm {arm.name} would not be the same service any more (its workload's "
                 "source or the Ray version has changed); start a new run"

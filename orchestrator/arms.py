@@ -8,8 +8,9 @@ from typing import Any
 
 from orchestrator import paths
 from orchestrator.application import digest, service_key
-from orchestrator.config import Config, levels_of
+from orchestrator.config import Config
 from orchestrator.errors import ConfigError
+from orchestrator.kinds import target_of
 from orchestrator.load.level import Level, Unit
 
 LEVEL_AXES = ("sweep.concurrency", "sweep.offered_rps")  # swept or listed, they make levels and not arms
@@ -54,8 +55,8 @@ class Arm:
 
         Workloads and clusters are compared only where that is declared.
         """
-        if self.config.compare.treatment:
-            return tuple(self.config.compare.treatment)
+        if self.config.compare.axes:
+            return self.config.compare.axes
         swept = [axis for axis in self.axes if axis not in ("cluster", "workload")]
         return (PROFILE_AXIS,) if PROFILE_AXIS in swept else tuple(swept[-1:])
 
@@ -92,7 +93,7 @@ def make_arms(jobs: Sequence[Job]) -> list[Arm]:
     arms: list[Arm] = []
     same: dict[str, list[int]] = {}  # identity -> indices of its arms
     for job in jobs:
-        levels = tuple(levels_of(job.config.sweep, job.config.workload.num_replicas))
+        levels = job.config.sweep.levels(job.config.workload.num_replicas)
         equal = same.setdefault(_identity(job.config), [])
         mergeable = [index for index in equal if not set(levels) & set(arms[index].levels)]
         if mergeable:
@@ -114,7 +115,7 @@ def make_arms(jobs: Sequence[Job]) -> list[Arm]:
                 axes=values,
                 config=job.config,
                 levels=levels,
-                key=service_key(job.config),
+                key=service_key(job.config, job.config.cluster),
                 copy=copy,
                 hydra_dir=job.hydra_dir,
             )
@@ -137,7 +138,8 @@ def _identity(config: Config) -> str:
     plain = dataclasses.asdict(config)
     for axis in LEVEL_AXES:
         del plain["sweep"][axis.partition(".")[2]]
-    return digest(plain)
+    kinds = [target_of(each) for each in (config.cluster, config.client, config.sweep.load, *config.observe.values())]
+    return digest([plain, kinds])
 
 
 def _figure(config: Config, level: Level) -> str:
@@ -167,7 +169,7 @@ def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     One cell for each arm that is compared with its baseline, at the highest level that they share; an arm that
     stands alone is its own baseline, without a candidate. Raises ConfigError where arms that are compared cannot be.
     """
-    declared, varying = arms[0].config.compare.treatment, arms[0].axes
+    declared, varying = arms[0].config.compare.axes, arms[0].axes
     if unknown := [axis for axis in declared if axis not in varying]:
         raise ConfigError(
             f"compare.treatment={','.join(declared)}, but {', '.join(unknown)} is the same in all arms; "

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator import execute
+from orchestrator.clusters.base import SharedCluster
 from orchestrator.clusters.local import directory_prefix
 from orchestrator.config import register
 from orchestrator.errors import ConfigError, ServiceError
@@ -97,17 +98,16 @@ def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
     plan = recorded_plan(paths)
     for arm in plan.arms:
         cluster = arm.config.cluster
-        if not cluster.kind.is_shared:
+        if not isinstance(cluster, SharedCluster):
             continue
-        backend = execute.CLUSTERS[cluster.kind]()
         asked_for = {
             execute.service_name(plan, paths, service): paths.service_dir(arm.name, service.repeats[0])
             for service in plan.services
             if service.arms[0] is arm and paths.service_dir(arm.name, service.repeats[0]).exists()
         }
-        for name, state in backend.left_over(arm.config, list(asked_for)).items():
+        for name, state in cluster.left_over(arm.config, list(asked_for)).items():
             what = f"{cluster.name}: {name.service} ({arm.name} r{name.repeat} of {paths.root}) is {state}"
-            yield what, partial(backend.end, arm.config, name, asked_for[name])
+            yield what, partial(cluster.end, arm.config, name, asked_for[name])
 
 
 if __name__ == "__main__":

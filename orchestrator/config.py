@@ -21,7 +21,7 @@ from orchestrator.sections import Compare, ServiceConfig, Slo, Sweep, Validity, 
 
 @dataclass(kw_only=True)
 class Config(ServiceConfig):
-    """One composed config: `workload`, `model` and `profile` (`ServiceConfig`), and who runs, loads and watches them."""
+    """One composed config: what is served (`ServiceConfig`), and who runs, loads and watches it."""
 
     cluster: Cluster
     client: Client

@@ -5,42 +5,23 @@ A service or trial that fails is a recorded result and the run goes on; an inter
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-from orchestrator.clients.base import Window
-from orchestrator.clients.check import check_client, check_client_imports
-from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
-from orchestrator.clients.vllm_bench import VllmBenchClient
-from orchestrator.clusters.anyscale import Anyscale
-from orchestrator.clusters.base import Running, ServiceName, changes, check_engines, healthy_snapshot
-from orchestrator.clusters.endpoint import Endpoint
-from orchestrator.clusters.existing import Existing
-from orchestrator.clusters.local import LocalRay
-from orchestrator.config import ClientKind, ClusterKind, Config
-from orchestrator.cost import cost_usd, machines
+from orchestrator.clusters.base import Running, ServiceName, SharedCluster, changes, check_engines, healthy_snapshot
+from orchestrator.cost import cost_usd
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
 from orchestrator.journal import now, open_journal, planned_row, to_do
+from orchestrator.observe.base import Period, is_here, observed_facts, observing
 from orchestrator.paths import RunPaths, set_aside
-from orchestrator.plan import Plan, Service, Trial, Wave
-from orchestrator.process import Interrupted, client_environment, uninterrupted
+from orchestrator.plan import Plan, Service, Trial, Wave, expected_load
+from orchestrator.process import Interrupted, uninterrupted
 from orchestrator.progress import Progress
 from orchestrator.results.records import FAILED, PLANNED, Metrics, TrialRecord
 from orchestrator.results.samples import compute_metrics, read_samples, tokens_are_bunched
 from orchestrator.results.validity import check_validity
-from orchestrator.secrets import Secret
-
-CLUSTERS: dict[ClusterKind, Any] = {
-    ClusterKind.local: LocalRay,
-    ClusterKind.anyscale: Anyscale,
-    ClusterKind.existing: Existing,
-    ClusterKind.endpoint: Endpoint,
-}
 
 
 def preflight(plan: Plan, live: bool) -> None:
@@ -49,22 +30,18 @@ def preflight(plan: Plan, live: bool) -> None:
     `live`: also import each workload, and ask the cluster, which takes seconds.
     """
     for arm in plan.arms:
-        check_client(arm.config)
-        CLUSTERS[arm.config.cluster.kind]().check(arm.config)
+        arm.config.client.check(arm.config, [expected_load(arm.config, level) for level in arm.levels])
+        arm.config.cluster.check(arm.config)
     _check_cost(plan)
     for arm in plan.arms if live else ():
-        check_client_imports(arm.config)
-        CLUSTERS[arm.config.cluster.kind]().check_live(arm.config)
+        arm.config.client.check_live(arm.config, arm.config.cluster.startup_timeout_s)
+        arm.config.cluster.check_live(arm.config)
 
 
 def _check_cost(plan: Plan) -> None:
-    limit, estimate = plan.arms[0].config.cluster.max_cost_usd, plan.cost_usd()
+    limit, estimate = plan.arms[0].config.cluster.cost_limit_usd(), plan.cost_usd()
     if limit is None:
         return
-    if not any(machines(arm.config.cluster) for arm in plan.arms):
-        raise ConfigError(
-            f"cluster.max_cost_usd={limit:g}, but nothing is rented: only machines of Anyscale have a price"
-        )
     if estimate is None:
         raise ConfigError(
             f"cluster.max_cost_usd={limit:g} cannot be held without a price of each machine: cluster.usd_per_hour"
@@ -82,13 +59,13 @@ def write_service_files(plan: Plan, paths: RunPaths) -> None:
     for arm in plan.arms:
         target = paths.service_yaml(arm.name, 0)
         target.parent.mkdir(parents=True)
-        backend = CLUSTERS[arm.config.cluster.kind]()
-        target.write_text(backend.rendered(arm.config, service_name(plan, paths, first[arm])))
+        target.write_text(arm.config.cluster.rendered(arm.config, service_name(plan, paths, first[arm])))
 
 
 def service_name(plan: Plan, paths: RunPaths, service: Service) -> ServiceName:
     """What a service is called where names are shared with others."""
-    prefix, index = service.config.cluster.service_prefix, plan.services.index(service)
+    cluster, index = service.config.cluster, plan.services.index(service)
+    prefix = cluster.service_prefix if isinstance(cluster, SharedCluster) else "so"
     return ServiceName(prefix, paths.run_id, index, service.arms[0].name, service.repeats[0])
 
 
@@ -140,14 +117,13 @@ class Run:
     @contextlib.contextmanager
     def _service(self, service: Service, directory: Path) -> Iterator[Running]:
         """One service from its start to its end, timed and shown. Raises ServiceError when it is refused."""
-        backend = CLUSTERS[service.config.cluster.kind]()
         self._progress.service_starting(service)
 
         def say(text: str) -> None:
             self._progress.service_status(service, text)
 
         name = service_name(self.plan, self.paths, service)
-        handle: Running = backend.service(service.config, name, directory, say)
+        handle = service.config.cluster.service(service.config, name, directory, say)
         self._begun.append(handle)
         with self.journal.timed("service", service.label):
             try:
@@ -221,15 +197,15 @@ class Run:
     def _measure(self, trial: Trial, running: Running, directory: Path) -> TrialRecord:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
         config, sweep = trial.arm.config, trial.arm.config.sweep
-        colocated = urlsplit(running.urls[0]).hostname in ("127.0.0.1", "localhost", "::1")
         before = healthy_snapshot(running)
-        client = _client(config, running.token)
         distance_ms = running.round_trip_ms()
-        window = Window(sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
+        load = dataclasses.replace(expected_load(config, trial.level), urls=running.urls, token=running.token)
         started_at = now()
-        duration_s, facts, whole_run = client.run(
-            running.urls, trial.level, window, directory, lambda live: self._progress.live(trial, live)
-        )
+        with observing(config.observe, running, directory) as recordings:
+            measured = config.client.run(load, directory, lambda live: self._progress.live(trial, live))
+        window_end_s = measured.window_start_s + measured.duration_s
+        observed = observed_facts(recordings, Period(measured.window_start_s, window_end_s))
+        facts, duration_s, whole_run = measured.facts, measured.duration_s, measured.whole_run
         after = running.snapshot()
         server = None
         if before is not None and after is not None:
@@ -265,6 +241,7 @@ class Run:
             drain_s=None if whole_run else sweep.drain_s,
             client=facts,
             server=server,
+            observed=observed,
             round_trip_ms=distance_ms,
             metrics=metrics,
             whole_run=whole_run,
@@ -273,7 +250,7 @@ class Run:
             invalid_details=validity.details,
             unchecked=validity.unchecked,
             notes=[
-                *(["colocated_client"] if colocated else []),
+                *(["colocated_client"] if is_here(running.urls) else []),
                 *(["far_client"] if _is_far(distance_ms, metrics) else []),
                 *(["bunched_tokens"] if tokens_are_bunched(samples, duration_s) else []),
             ],
@@ -293,7 +270,7 @@ class Run:
 
     def _is_too_dear(self, trials: list[Trial]) -> bool:
         """Whether the services so far, which may have taken longer than estimated, have used up `max_cost_usd`."""
-        limit, cost = self.plan.arms[0].config.cluster.max_cost_usd, self._cost_usd()
+        limit, cost = self.plan.arms[0].config.cluster.cost_limit_usd(), self._cost_usd()
         if limit is None or cost is None or cost < limit:
             return False
         for trial in trials:
@@ -306,15 +283,3 @@ def _is_far(distance_ms: float | None, metrics: Metrics) -> bool:
     """Whether at least half of what a request takes is the way there and back."""
     latency_ms = metrics.latency_p50_ms
     return distance_ms is not None and latency_ms is not None and distance_ms > latency_ms / 2
-
-
-def _client(config: Config, token: Secret | None) -> LocustClient | VllmBenchClient:
-    """Who drives the load of one trial. A token travels by environment, to the client processes alone."""
-    client, env = config.workload.client, client_environment()
-    if token is not None:
-        env |= {"OPENAI_API_KEY" if client.kind is ClientKind.vllm_bench else TOKEN_VARIABLE: token.reveal()}
-    if client.kind is ClientKind.vllm_bench:
-        return VllmBenchClient(client.options, config.workload.num_replicas, env)
-    # More processes than cores would only start late and stand in each other's way.
-    num_processes = min(config.cluster.client_processes, len(os.sched_getaffinity(0)))
-    return LocustClient(client.locustfile, client.options, num_processes, env)

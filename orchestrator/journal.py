@@ -11,7 +11,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.arms import Arm, primary_cells
-from orchestrator.config import Config, parse
+from orchestrator.config import parse
 from orchestrator.errors import ConfigError
 from orchestrator.load.level import Level
 from orchestrator.paths import RunPaths, set_aside
@@ -257,15 +257,18 @@ def _run_record(plan: Plan, run_id: str, command: Sequence[str]) -> RunRecord:
             margin=first.config.compare.margin,
             max_looks=first.config.compare.max_looks,
             repeats=first.config.sweep.repeats,
-            redeploy=first.config.cluster.redeploy.value,
+            redeploy=first.config.cluster.redeploy,
         ),
         primary_cells=[PrimaryCell(**cell) for cell in primary_cells(plan.arms)],
         provenance=collect(),
     )
 
 
-def recorded_plan(paths: RunPaths) -> Plan:
-    """The plan of an earlier run, from its own records. Raises ConfigError."""
+def recorded_plan(paths: RunPaths, trusted: Collection[str] = ()) -> Plan:
+    """The plan of an earlier run, from its own records. Raises ConfigError.
+
+    `trusted`: modules that the records may name beside ours, see `kinds.named`.
+    """
     arms = []
     try:
         record = read(RunRecord, paths.run_json)
@@ -273,10 +276,9 @@ def recorded_plan(paths: RunPaths) -> Plan:
             raise ValueError(f"{paths.run_json} was imported: it says how it was measured, not how to go on")
         for arm in record.plan.arms:
             saved = OmegaConf.load(paths.hydra_dir(arm.name) / "config.yaml")
-            composed = OmegaConf.merge(OmegaConf.structured(Config), saved)
-            assert isinstance(composed, DictConfig)
+            assert isinstance(saved, DictConfig)
             levels = tuple(map(Level.parse, arm.levels))
-            arms.append(Arm(arm.name, arm.axes, parse(composed), levels, arm.service_key, arm.copy))
+            arms.append(Arm(arm.name, arm.axes, parse(saved, trusted), levels, arm.service_key, arm.copy))
         return plan_arms(arms, record.seed)
     except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:  # missing, or not ours
         raise ConfigError(repr(error)) from error

@@ -59,7 +59,7 @@ def checked(key: str, section: type[T], values: Mapping[str, Any]) -> T:
         raise ConfigError(f"{key} must be a mapping of {', '.join(_names(section))}, found {values!r}")
     _refuse_unknown(key, section, values)
     try:
-        made: Any = _adapter(section).validate_python(dict(values))
+        made: Any = _adapter(typing.cast(Any, section)).validate_python(dict(values))
     except ValidationError as error:
         raise ConfigError("\n".join(_in_words(key, section, each) for each in error.errors())) from None
     return typing.cast(T, made)
@@ -93,7 +93,7 @@ def named(key: str, values: Any, base: type[T], trusted: Collection[str] | None 
 
 
 def check_number(key: str, value: Any, *, whole: bool = False, above_0: bool = False) -> None:
-    """Of a value that no dataclass declares, such as a workload's own. Raises ConfigError unless it is such a number."""
+    """For a value that no dataclass declares, such as a workload's own. Raises ConfigError for what is none."""
     kind = (Count if above_0 else WholeNumber) if whole else (Positive if above_0 else Amount)
     try:
         _adapter(kind).validate_python(value)

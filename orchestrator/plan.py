@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from orchestrator.arms import Arm, Job, comparisons, make_arms, primary_cells
-from orchestrator.config import Config, Redeploy
-from orchestrator.cost import TEAR_DOWN_S, bring_up_s, cost_usd, trial_s
+from orchestrator.clients.base import Load, Window
+from orchestrator.config import Config
+from orchestrator.cost import TEAR_DOWN_S, cost_usd
 from orchestrator.errors import ConfigError
 from orchestrator.load.level import Level
 from orchestrator.paths import trial_id
@@ -58,8 +59,8 @@ class Wave:
     @property
     def duration_s(self) -> float:
         """Estimate in seconds; services come up side by side."""
-        up_s = max(bring_up_s(service.config) for service in self.services)
-        return sum(trial_s(trial.arm.config, trial.level) for trial in self.trials) + up_s + TEAR_DOWN_S
+        up_s = max(service.config.cluster.bring_up_s(service.config) for service in self.services)
+        return sum(_trial_s(trial.arm.config, trial.level) for trial in self.trials) + up_s + TEAR_DOWN_S
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +122,24 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
     return plan
 
 
-def _blocks(arms: Sequence[Arm], repeats: int, redeploy: Redeploy, rng: random.Random) -> list[list[Service]]:
+def expected_load(config: Config, level: Level) -> Load:
+    """What one trial will send, before the addresses are known: as many as there will be, all empty."""
+    sweep, workload = config.sweep, config.workload
+    window = Window(sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
+    num_servers = workload.num_replicas if workload.server else 1
+    return Load([""] * num_servers, None, level, window, workload.num_replicas, config.cluster.client_processes)
+
+
+def _trial_s(config: Config, level: Level) -> float:
+    return config.client.takes_s(expected_load(config, level)) + config.sweep.cooldown_s
+
+
+def _blocks(arms: Sequence[Arm], repeats: int, redeploy: str, rng: random.Random) -> list[list[Service]]:
     """Services block by block, each block in an order of its own."""
     shared: dict[tuple[str, int], list[Arm]] = {}
     for arm in arms:
         shared.setdefault((arm.key, arm.copy), []).append(arm)
-    spans = [tuple(range(repeats))] if redeploy is Redeploy.never else [(repeat,) for repeat in range(repeats)]
+    spans = [tuple(range(repeats))] if redeploy == "never" else [(repeat,) for repeat in range(repeats)]
     blocks = []
     for span in spans:
         # Arms that will be compared stay next to each other in time.
@@ -141,10 +154,10 @@ def _blocks(arms: Sequence[Arm], repeats: int, redeploy: Redeploy, rng: random.R
     return blocks
 
 
-def _chunks(blocks: list[list[Service]], max_live: int, redeploy: Redeploy) -> Iterable[list[Service]]:
+def _chunks(blocks: list[list[Service]], max_live: int, redeploy: str) -> Iterable[list[Service]]:
     """Services that live together: whole blocks where `max_live` allows, else parts of one block."""
     size = len(blocks[0])
-    if redeploy is Redeploy.never and size > max_live:
+    if redeploy == "never" and size > max_live:
         raise ConfigError(
             f"cluster.redeploy=never keeps all {size} services up at once, but cluster.max_live_services={max_live}; "
             "raise it, or use cluster.redeploy=per_repeat"

@@ -19,8 +19,6 @@ from rich.table import Column, Table
 
 from orchestrator.arms import comparisons, primary_cells
 from orchestrator.clients.base import Live
-from orchestrator.config import Redeploy
-from orchestrator.cost import hourly_usd, machines
 from orchestrator.load.level import Level
 from orchestrator.plan import Plan, Service, Trial
 from orchestrator.results.records import PLANNED, SummaryRow
@@ -145,11 +143,11 @@ def print_plan(plan: Plan) -> None:
         f"about {_duration(plan.duration_s)} (seed {plan.seed})"
     )
     if rented := dict.fromkeys(
-        tuple(machines(arm.config.cluster)) for arm in plan.arms if machines(arm.config.cluster)
+        tuple(arm.config.cluster.machines()) for arm in plan.arms if arm.config.cluster.machines()
     ):
         each = "; ".join(", ".join(f"{count} x {name}" for name, count in one) for one in rented)
         line(f"Each service: {escape(each)}. About {plan.service_hours:.1f} service hours, {_cost(plan)}")
-    if any(arm.config.cluster.redeploy is Redeploy.never for arm in plan.arms):
+    if any(arm.config.cluster.redeploy == "never" for arm in plan.arms):
         line("No verdict will come of it: one deployment an arm (cluster.redeploy=never) is no replicate.")
         _print_order(plan)
         return
@@ -179,11 +177,12 @@ def _cost(plan: Plan) -> str:
     clusters = [arm.config.cluster for arm in plan.arms]
     cost = plan.cost_usd()
     if cost is None:
-        rented = [(name, cluster) for cluster in clusters for name, _ in machines(cluster)]
-        unpriced = dict.fromkeys(name for name, cluster in rented if name not in cluster.usd_per_hour)
+        unpriced = dict.fromkeys(name for cluster in clusters for name in cluster.unpriced())
         prices = ", ".join(f"{name}: <USD>" for name in unpriced)
         return escape(f"cost unknown: declare the price of a machine, '++cluster.usd_per_hour={{{prices}}}'")
-    each = ", ".join(f"{price:.2f}" for price in dict.fromkeys(filter(None, map(hourly_usd, clusters))))
+    each = ", ".join(
+        f"{price:.2f}" for price in dict.fromkeys(filter(None, (cluster.hourly_usd() for cluster in clusters)))
+    )
     return f"about {cost:.2f} USD at {each} USD an hour a service (cluster.usd_per_hour)"
 
 

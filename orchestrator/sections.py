@@ -95,8 +95,8 @@ class Sweep:
         given = {key: value for key, value in asked.items() if value is not None}
         if len(given) != 1:
             raise ConfigError(
-                "one of sweep.concurrency (clients, closed loop) and sweep.offered_rps (requests/s, open loop) is given "
-                f"and the other null, found sweep.concurrency={self.concurrency} sweep.offered_rps={self.offered_rps}"
+                "one of sweep.concurrency (clients, closed loop) and sweep.offered_rps (requests/s, open loop) is "
+                f"given and the other null, found sweep.concurrency={self.concurrency} sweep.offered_rps={self.offered_rps}"
             )
         ((key, value),) = given.items()
         amounts = value if isinstance(value, list) else [value]
@@ -106,9 +106,8 @@ class Sweep:
         for amount in amounts:
             check_number(f"sweep.{key}", amount, whole=unit is Unit.clients, above_0=True)
         try:
-            levels = tuple(
-                Level(unit, _times(num_replicas, amount) if self.per_replica else amount) for amount in amounts
-            )
+            factor = num_replicas if self.per_replica else 1
+            levels = tuple(Level(unit, _times(factor, amount)) for amount in amounts)
         except ValueError as error:
             raise ConfigError(f"sweep.{key}: {error}") from error
         if len(set(levels)) != len(levels):

@@ -75,7 +75,7 @@ class Client(ABC):
         `loads`: of each level, with as many addresses as there will be, which are not known yet. Raises ConfigError.
         """
 
-    def check_live(self, config: ServiceConfig, timeout_s: float) -> None:
+    def check_live(self, config: ServiceConfig, timeout_s: float) -> None:  # noqa: B027 - often there is nothing
         """Refuse what takes seconds to find out, such as an import; just before the first deployment.
 
         Raises ConfigError.

@@ -177,8 +177,8 @@ class VllmBench(Client):
         duration_s = window_end_s - window_start_s
         if duration_s <= 0:
             raise TrialError(
-                f"{total} requests of {level.text} leave no time in which all of them load the service; raise "
-                f"client.num_prompts (of each of {load.num_replicas} replicas), {MIN_PROMPTS_PER_CLIENT} a client is usual"
+                f"{total} requests of {level.text} leave no time in which all of them load the service; raise client."
+                f"num_prompts (of each of {load.num_replicas} replicas), {MIN_PROMPTS_PER_CLIENT} a client is usual"
             )
         rows = [row for index, bench in enumerate(benches) for row in sample_rows(bench, index, self.num_output_tokens)]
         for row in rows:

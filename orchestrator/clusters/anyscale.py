@@ -181,6 +181,7 @@ class AnyscaleService:
         log_dir: Path,
         on_status: Callable[[str], None],
     ) -> None:
+        self.marker: str | None = None
         self.urls: list[str] = []
         self.token: Secret | None = None
         self.effective: dict[str, Any] = {}

@@ -23,6 +23,7 @@ _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the ne
 class Running(Protocol):
     """One service, as a cluster's `service(config, name, log_dir, on_status)` makes it."""
 
+    marker: str | None  # what its processes on this machine carry as `process.MARKER`; None: they cannot be told
     urls: list[str]  # more than one: independent servers, with nothing before them
     token: Secret | None  # what its addresses want as bearer
     effective: dict[str, Any]  # what it says about itself, once it is ready
@@ -49,9 +50,7 @@ class Cluster(ABC):
     num_gpus: WholeNumber = 0
     gpus_per_model_replica: Amount = 0  # what a replica that holds a model asks for
     client_processes: Count  # load generator processes at most, and no more than cores here
-    redeploy: Literal["per_repeat", "never"] = (
-        "per_repeat"  # never: one deployment an arm, so repeats are no replicates
-    )
+    redeploy: Literal["per_repeat", "never"] = "per_repeat"  # never: one deployment an arm, no replicates
     max_live_services: Count = 1  # services that are up at the same time
     startup_timeout_s: Positive = 300
     env: dict[str, Any] = field(default_factory=dict)  # settings that reach every arm and so are not the treatment
@@ -68,10 +67,10 @@ class Cluster(ABC):
 
     @abstractmethod
     def check(self, config: ServiceConfig) -> None:
-        """Refuse what cannot work, as far as it can be known without importing or asking anybody. Raises ConfigError."""
+        """Refuse what cannot work, as far as it can be known without importing or asking. Raises ConfigError."""
 
-    def check_live(self, config: ServiceConfig) -> None:
-        """Refuse what cannot work and takes seconds to find out; just before the first deployment. Raises ConfigError."""
+    def check_live(self, config: ServiceConfig) -> None:  # noqa: B027 - often there is nothing
+        """Refuse what takes seconds to find out; just before the first deployment. Raises ConfigError."""
 
     @abstractmethod
     def rendered(self, config: ServiceConfig, name: "ServiceName") -> str:
@@ -101,7 +100,7 @@ class Cluster(ABC):
         return []
 
     def hourly_usd(self) -> float | None:
-        """What one service costs in USD an hour by the declared prices; None where one is missing or nothing is rented."""
+        """What one service costs in USD an hour by declared prices; None where one is missing or nothing is rented."""
         return None
 
     def unpriced(self) -> list[str]:

@@ -56,6 +56,7 @@ class EndpointService:
     def __init__(self, cluster: Endpoint, config: ServiceConfig, on_status: Callable[[str], None]) -> None:
         assert cluster.url is not None
         self._address = Address(cluster.url.rstrip("/"), token_of(cluster.token_env))
+        self.marker: str | None = None
         self.urls, self.token = [self._address.url], self._address.token
         self._cluster, self._config, self._on_status = cluster, config, on_status
         self.effective = {"warnings": ["nothing was deployed, so which flags and versions answer here is not known"]}

@@ -36,6 +36,7 @@ from orchestrator.clusters.remote import (
 )
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import uninterrupted
+from orchestrator.secrets import Secret
 from orchestrator.sections import ServiceConfig
 from orchestrator.waiting import poll
 
@@ -128,7 +129,8 @@ class ExistingService:
         on_status: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
-        self.token = None
+        self.token: Secret | None = None
+        self.marker: str | None = None
         self.urls: list[str] = []
         self.effective: dict[str, Any] = {}
         self._config, self._name, self._log_dir, self._on_status = config, name, log_dir, on_status

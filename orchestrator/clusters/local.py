@@ -35,6 +35,7 @@ from orchestrator.clusters.flags import OURS
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.kinds import Port
 from orchestrator.process import MARKER, client_environment, end_members, listener, uninterrupted
+from orchestrator.secrets import Secret
 from orchestrator.sections import ServiceConfig
 
 # Below Linux's ephemeral range (32768 on), where Ray's workers take their own ports.
@@ -56,7 +57,8 @@ class LocalService:
         self, cluster: "Local", config: ServiceConfig, log_dir: Path, on_status: Callable[[str], None]
     ) -> None:
         self.urls: list[str] = []
-        self.token = None
+        self.token: Secret | None = None
+        self.marker: str | None = None
         self.effective: dict[str, Any] = {}
         self._cluster = cluster
         self._config, self._log_dir, self._on_status = config, log_dir, on_status
@@ -72,6 +74,7 @@ class LocalService:
         cluster, config = self._cluster, self._config
         with uninterrupted():
             self._claim = claim = _Claim()
+        self.marker = str(claim.directory)
         http_port = cluster.http_port or claim.base_port
         (self._log_dir / "service.yaml").write_text(service_yaml(cluster, config, http_port))
         ports = [http_port]

@@ -67,7 +67,7 @@ def observing(
         yield {name: stack.enter_context(observer.during(service, directory)) for name, observer in observers.items()}
 
 
-def facts(recordings: Mapping[str, Recording], window: Period) -> dict[str, dict[str, Any]]:
+def observed_facts(recordings: Mapping[str, Recording], window: Period) -> dict[str, dict[str, Any]]:
     """`observed` of a trial's record: observer to its facts of the window."""
     return {name: asdict(recording.facts(window)) for name, recording in recordings.items()}
 

@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from orchestrator.errors import ConfigError
+from orchestrator.kinds import Positive
 from orchestrator.observe.base import Observer, Period, Service, is_here
 from orchestrator.process import MARKER
 
@@ -49,26 +49,28 @@ _HELPERS = "orchestrator.clusters."  # children of ours that are neither load no
 class CpuSeconds:
     """CPU seconds in the window by role; those of the service are null where its processes cannot be told here."""
 
-    client: float  # the load generator's processes
-    orchestrator: float  # this process, its observers, and its helpers
-    proxy: float | None  # what listens to HTTP: Serve's proxies; HAProxy and its manager
-    replicas: float | None  # the application, and the engines and servers of a model
-    controller: float | None  # Serve's controller
-    raylet: float | None  # raylet and GCS
-    rest_of_service: float | None  # driver, agents, dashboard, idle workers; other services of this run
+    client: Annotated[float, "the load generator's processes, s"]
+    orchestrator: Annotated[float, "this process, its observers, and its helpers, s"]
+    proxy: Annotated[float | None, "what listens to HTTP: Serve's proxies; HAProxy and its manager, s"]
+    replicas: Annotated[float | None, "the application, and the engines and servers of a model, s"]
+    controller: Annotated[float | None, "Serve's controller, s"]
+    raylet: Annotated[float | None, "raylet and GCS, s"]
+    rest_of_service: Annotated[float | None, "driver, agents, dashboard, idle workers; other services of this run, s"]
 
 
 @dataclass(frozen=True)
 class HostFacts:
     """This machine in the window. Ratios are of the CPU of all its cores, 0 to 1."""
 
-    num_cores: int
-    other_cpu_ratio: float | None  # processes that are none of ours; null if the service's cannot be told from others'
-    interrupt_ratio: float  # interrupts, which no process answers for; part of the former
-    steal_ratio: float  # taken by other virtual machines
-    load_1m_start: float  # load average of the last minute, at the start of the window
-    load_1m_end: float  # and at its end
-    cpu_s: CpuSeconds
+    num_cores: Annotated[int, "logical CPUs"]
+    other_cpu_ratio: Annotated[
+        float | None, "processes that are none of ours; null if the service's cannot be told from others'"
+    ]
+    interrupt_ratio: Annotated[float, "interrupts, which no process answers for; part of the former"]
+    steal_ratio: Annotated[float, "taken by other virtual machines"]
+    load_1m_start: Annotated[float, "load average of the last minute, at the start of the window"]
+    load_1m_end: Annotated[float, "the same at its end"]
+    cpu_s: Annotated[CpuSeconds, "CPU seconds by role, see below"]
 
 
 @dataclass
@@ -78,11 +80,7 @@ class Host(Observer):
     `interval_s`: between two readings of the counters, s.
     """
 
-    interval_s: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.interval_s > 0:
-            raise ConfigError(f"interval_s of the host's observer must be above 0, found {self.interval_s:g}")
+    interval_s: Positive = 0.5
 
     @contextmanager
     def during(self, service: Service, directory: Path) -> Iterator["HostRecording"]:

@@ -250,6 +250,9 @@ class TrialRecord:
     ] = None
     client: Annotated[ClientFacts, "facts about the load client, see below"]
     server: Annotated[ServerFacts | None, "facts about the service, see below; null if the backend cannot tell"] = None
+    observed: Annotated[
+        Mapping[str, _Foreign], "what was watched beside the window: observer to its facts, for `host` see below"
+    ] = field(default_factory=dict)
     round_trip_ms: Annotated[
         float | None,
         "median time of a request that does nothing (endpoint: to open a connection); null for local ones",
