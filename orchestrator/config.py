@@ -90,7 +90,7 @@ class ProfileConfig:
 class SweepConfig:
     name: str = MISSING
     load: LoadMode = LoadMode.closed
-    concurrency: Any = MISSING  # an int or a list: `=[1,8]` and `=1,8 -m` both mean two levels
+    concurrency: Any = MISSING  # an int or a list: `=[1,8]` and `=1,8` both mean two levels
     per_replica: bool = False  # concurrency is of each replica: N replicas get N times as many clients
     repeats: int = MISSING
     ramp_up_s: float = MISSING
