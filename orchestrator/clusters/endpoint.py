@@ -29,7 +29,7 @@ class Endpoint(Cluster):
         if config.profile.env or config.profile.app:
             raise ConfigError(
                 f"cluster {self.name} deploys nothing, so the flags of profile={config.profile.name} cannot "
-                "reach what answers; use profile=baseline, and compare addresses: cluster.url=http://a,http://b -m"
+                "reach what answers; use profile=baseline, and compare addresses: 'cluster.url=choice(http://a,http://b)'"
             )
         if self.redeploy != "never":
             raise ConfigError(
