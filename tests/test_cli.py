@@ -244,7 +244,7 @@ def arms_and_levels(output: str) -> dict[str, int]:
     rows = [
         line.split() for line in output.splitlines() if "," in line.split(" ")[0] or line.startswith(("base", "ha"))
     ]
-    return {row[0]: sum(word.startswith("c=") for word in row[1:]) for row in rows}
+    return {row[0]: sum(word.isdigit() for word in row[1:]) for row in rows}
 
 
 def test_all_on_8x_dry_run(tmp_path: Path) -> None:
