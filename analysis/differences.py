@@ -70,13 +70,13 @@ def _declared(baseline: ArmData, candidate: ArmData, treatment: Sequence[str]) -
         treatment = [*treatment, *(axis.rpartition(".")[2] for axis in treatment)]  # num_replicas is a column
     # Another workload may be the treatment, other requests are another question.
     whole = [axis for axis in treatment if axis != "workload"]
-    part = ["workload.client"]
+    part = ["client", "workload.options", "workload.locustfile"]
     return _diff(sides[0], sides[1], "declared", lambda key: below(key, whole if below(key, part) else treatment))
 
 
 def _client(baseline: ArmData, candidate: ArmData, treatment: Sequence[str]) -> list[Difference]:
     """The load client, level by level: its versions and number of processes over all trials."""
-    compared = any(below(axis, ["workload.client"]) for axis in treatment)
+    compared = any(below(axis, ["client"]) for axis in treatment)
 
     def follows(key: str) -> bool:
         return compared or (key == "client.num_processes" and "workload.num_replicas" in treatment)

@@ -24,7 +24,7 @@ FIGURES = (
 )
 # In open loop these say what was sent, and nothing about the service.
 SET_BY_RATE = ("throughput_rps", "input_throughput_tok_per_s", "output_throughput_tok_per_s")
-_GROUPS = ("cluster", "workload", "profile", "sweep")
+_GROUPS = ("client", "cluster", "model", "profile", "sweep", "workload")
 
 
 @dataclass(frozen=True)

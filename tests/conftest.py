@@ -6,10 +6,9 @@ from pathlib import Path
 import hydra
 import hypothesis
 import pytest
-from orchestrator.clients.check import check_client
-
 from orchestrator.application import check_replicas
 from orchestrator.config import Config, parse, register
+from orchestrator.plan import expected_load
 
 ROOT = Path(__file__).resolve().parent.parent
 Compose = Callable[..., Config]
@@ -27,8 +26,9 @@ def compose(monkeypatch: pytest.MonkeyPatch) -> Compose:
     def run(*overrides: str) -> Config:
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = parse(hydra.compose("config", overrides=list(overrides)))
-        check_replicas(config)
-        check_client(config)
+        check_replicas(config, config.cluster)
+        levels = config.sweep.levels(config.workload.num_replicas)
+        config.client.check(config, [expected_load(config, level) for level in levels])
         return config
 
     return run

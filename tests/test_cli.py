@@ -107,8 +107,8 @@ def test_each_job_is_composed_once_and_as_hydra_does_it(tmp_path: Path, monkeypa
         (["workload.application.import_path=workloads.unary.app"], "module:attribute"),
         (["profile=baseline,grpc", "workload=unery"], "unary"),  # not the comma is what is wrong
         (
-            [*AT, "+workload.client.options.headers.accept=text/html,application/json"],
-            "'+workload.client.options.headers.accept=\"text/html,application/json\"'",
+            [*AT, "+workload.options.headers.accept=text/html,application/json"],
+            "'+workload.options.headers.accept=\"text/html,application/json\"'",
         ),
         ([*AT, "cluster.url=http://a,http://b"], "'cluster.url=choice(http://a,http://b)'"),
         (["cluster.redeploy=never,per_repeat"], "'cluster.redeploy=choice(never,per_repeat)'"),
@@ -275,9 +275,9 @@ def test_later_override_wins_over_an_experiment(tmp_path: Path) -> None:
         (["profile=baseline,grpc", "sweep.concurrency=1,8"], 2),
         (["workload.num_replicas=range(1,4)"], 3),
         ([*AT[:1], "cluster.url=choice(http://a,http://b)"], 2),
-        ([*AT, '+workload.client.options.headers.accept="text/html,application/json"'], 1),
-        ([*AT, "+workload.client.options.headers.accept=text/html,application/json", "-m"], 2),
-        ([*AT, "~workload.client.options.headers", "workload.path='/a b?c={1,2}'"], 1),
+        ([*AT, '+workload.options.headers.accept="text/html,application/json"'], 1),
+        ([*AT, "+workload.options.headers.accept=text/html,application/json", "-m"], 2),
+        ([*AT, "~workload.options.headers", "workload.path='/a b?c={1,2}'"], 1),
     ],
 )
 def test_a_comma_sweeps_with_and_without_m(tmp_path: Path, arguments: list[str], arms: int) -> None:

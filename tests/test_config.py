@@ -92,20 +92,20 @@ def test_vllm_alone_has_the_same_engine(compose: Compose) -> None:
         (["workload=llm", "cluster=local_h100", "model.engine.tensor_parallel_size=16"], "and 16 GPU"),
         (["workload=llm", "model=tiny", "workload.num_replicas=8"], "model replica 8 x (2 CPU, 0 GPU)"),
         (["workload=llm", "model=tiny", "model.num_input_tokens=512"], "512 + 16 tokens does not fit"),
-        (["workload=llm", "model=tiny", "workload.client.options.num_prompts=0"], "must be a whole number above 0"),
-        (["workload=llm", "model=tiny", "workload.client.options.timeout_s=soon"], "timeout_s must be a number"),
+        (["workload=llm", "model=tiny", "client.num_prompts=0"], "must be a whole number above 0"),
+        (["workload=llm", "model=tiny", "client.timeout_s=soon"], "timeout_s must be a number"),
         (["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=inf"], "sweep.offered_rps must be a"),
         (["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=0.5"], "take 2,400 s, more than"),
         (
-            ["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=5", "workload.client.options.num_prompts=1"],
+            ["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=5", "client.num_prompts=1"],
             "two requests a replica begin and end one",
         ),
         (
-            ["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=5", "workload.client.kind=locust"],
+            ["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=5", "client=locust"],
             "Locust drives closed loop only: give sweep.concurrency, or drive sweep.offered_rps with",
         ),
         ([*AT_RATE, "sweep.offered_rps=5"], "Locust drives closed loop only"),
-        (["workload=llm", "model=tiny", "workload.client.options.num_prompts=300"], "leave no time"),
+        (["workload=llm", "model=tiny", "client.num_prompts=300"], "leave no time"),
         (["workload=llm", "model=tiny", "model.engine=3"], "do not have the shape"),
         (["workload=llm", "model=tiny", "model.engine.tensor_parallel_size=foo"], "do not have the shape"),
         (["workload=llm", "model=tiny", "workload.application.args.llm_configs=[3]"], "do not have the shape"),
@@ -113,12 +113,12 @@ def test_vllm_alone_has_the_same_engine(compose: Compose) -> None:
         (["workload=vllm", "model=tiny", "workload.server.num_gpus=null"], "do not have the shape"),
         (["workload=vllm", "cluster=local_h100", "model.engine.tensor_parallel_size=16"], "server 1 x (1 CPU, 16 GPU)"),
         (["workload=vllm", "model=tiny", "+model.engine.port=3"], "model.engine.port is set by the orchestrator"),
-        (["workload=vllm", "model=tiny", "workload.num_replicas=4", "workload.client.kind=locust"], "as many Locust"),
+        (["workload=vllm", "model=tiny", "workload.num_replicas=4", "client=locust"], "as many Locust"),
         (
             ["workload=vllm", "model=tiny", "workload.num_replicas=3", "sweep=quick", "sweep.concurrency=2"],
             "as many clients",
         ),
-        (["+workload.client.kind=vllm_bench"], "options lacks model, tokenizer"),
+        (["+client=vllm_bench"], "options lacks model, tokenizer"),
     ],
 )
 def test_llm_that_cannot_work_is_refused(compose: Compose, overrides: list[str], says: str) -> None:
@@ -165,7 +165,7 @@ def test_overrides_reach_the_application_and_the_client(compose: Compose) -> Non
         {"name": "Ingress", "num_replicas": 3, "max_ongoing_requests": 7},
         {"name": "Echo", "num_replicas": 3, "max_ongoing_requests": 7},
     ]
-    assert config.workload.client.options["payload_bytes"] == 0
+    assert config.workload.options["payload_bytes"] == 0
     recsys = compose("workload=recsys", "workload.model.cardinality=10", "workload.num_ingress_replicas=5")
     application = render_application(recsys)
     assert application["args"]["model"]["cardinality"] == 10

@@ -38,7 +38,7 @@ AT = "cluster=endpoint"
         (["cluster.url='http://x/?api_key=secret'"], "nor a query"),
         (["cluster.url=http://x", "profile=optimized"], "flags of profile=optimized cannot"),
         (["cluster.url=http://x", "cluster.token_env=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE: the environment variable"),
-        (["cluster.url=http://x", "workload.client.locustfile=nowhere.py"], "no such file or module"),
+        (["cluster.url=http://x", "workload.locustfile=nowhere.py"], "no such file or module"),
     ],
 )
 def test_refused(compose: Compose, overrides: list[str], says: str) -> None:
@@ -133,7 +133,7 @@ def test_a_token_that_is_answered_is_not_written_down(tmp_path: Path, monkeypatc
     with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         at = [AT, f"cluster.url=http://127.0.0.1:{server.server_port}", "cluster.token_env=MY_TOKEN"]
-        command = [sys.executable, "-m", "orchestrator", *at, f"workload.client.locustfile={locustfile}"]
+        command = [sys.executable, "-m", "orchestrator", *at, f"workload.locustfile={locustfile}"]
         command += [f"outputs={tmp_path}/outputs", "sweep=quick", "sweep.concurrency=[2]", "sweep.repeats=1"]
         command += ["sweep.warmup_s=0.5", "sweep.duration_s=1"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -235,7 +235,7 @@ def test_rates_are_levels(compose: Compose) -> None:
 
 
 def test_per_replica_multiplies_rates_as_well(compose: Compose) -> None:
-    model = ["workload=llm", "model=tiny", "workload.num_replicas=3", "workload.client.options.timeout_s=9000"]
+    model = ["workload=llm", "model=tiny", "workload.num_replicas=3", "client.timeout_s=9000"]
     (arm,) = make_plan(
         jobs(compose, [*model, "sweep.per_replica=true", "sweep.concurrency=null", "sweep.offered_rps=[0.1,5]"]), 0
     ).arms

@@ -117,34 +117,34 @@ LOADS: dict[str, dict[str, Any]] = {
         "cluster.client_processes": 128,
         "sweep.duration_s": 60,
         "sweep.cooldown_s": 15,
-        "workload.client.options.headers": {"x-request-disconnect-disabled": "?1"},
-        "workload.client.options.payload_bytes": 10240,  # of the text; the published figures are of an empty message
+        "workload.options.headers": {"x-request-disconnect-disabled": "?1"},
+        "workload.options.payload_bytes": 10240,  # of the text; the published figures are of an empty message
         "slo.latency_p99_ms": 200,
     },
     "streaming": {
         "cluster.client_processes": 128,  # of the text; the script has 8
         "sweep.duration_s": 60,  # of the text; the script counts requests
         "sweep.cooldown_s": 15,
-        "workload.client.options.headers": {"Cache-Control": "no-cache"},
-        "workload.client.options.num_chunks": 50,
+        "workload.options.headers": {"Cache-Control": "no-cache"},
+        "workload.options.num_chunks": 50,
         "slo.latency_p99_ms": 700,
     },
     "recsys": {
         "cluster.client_processes": 4,
         "sweep.duration_s": 60,
-        "workload.client.options.headers": {},
-        "workload.client.options.num_candidates": 32,
+        "workload.options.headers": {},
+        "workload.options.num_candidates": 32,
     },
     "llm": {
         "sweep.concurrency": [256],
         "sweep.per_replica": True,
-        "workload.client.options.num_input_tokens": 512,
-        "workload.client.options.num_output_tokens": 128,
+        "client.num_input_tokens": 512,
+        "client.num_output_tokens": 128,
     },
     "vllm": {
         "sweep.concurrency": list(VLLM_LEVELS),
-        "workload.client.options.num_input_tokens": 512,
-        "workload.client.options.num_output_tokens": 128,
+        "client.num_input_tokens": 512,
+        "client.num_output_tokens": 128,
     },
 }
 CLUSTERS = {

@@ -23,6 +23,7 @@ class Measured:
     row: Mapping[str, Any]
 
 
+@dataclass
 class LevelRule(ABC):
     """A `sweep.load`. Derive a dataclass from it whose fields are the keys of its YAML."""
 

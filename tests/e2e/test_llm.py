@@ -29,7 +29,7 @@ TINY = [
     "sweep.concurrency=[4]",
     "sweep.repeats=1",
     "sweep.cooldown_s=0",
-    f"workload.client.options.num_prompts={NUM_PROMPTS}",
+    f"client.num_prompts={NUM_PROMPTS}",
 ]
 # Whether the machine is busy is not the question here.
 CALM = [
@@ -118,7 +118,7 @@ def under_measured_load(outputs: Path) -> Callable[[], bool]:
 @pytest.mark.parametrize("workload", ["vllm", "llm"])
 def test_a_killed_engine_fails_the_trial_and_the_run_goes_on(tmp_path: Path, workload: str) -> None:
     run, output, code = kill_engine_under_load(
-        tmp_path, f"workload={workload}", "sweep.repeats=2", "workload.client.options.num_prompts=1000", *CALM
+        tmp_path, f"workload={workload}", "sweep.repeats=2", "client.num_prompts=1000", *CALM
     )
     assert code == 1, output
     failure: dict[str, Any] = read(run / "baseline" / "trials" / "c0004-r0" / "failure.json")
@@ -135,14 +135,14 @@ def test_locust_agrees(tmp_path: Path) -> None:
     process = start(
         tmp_path,
         *("workload=vllm", *TINY, *CALM, "validity.max_window_shortfall_ratio=0.9"),
-        *("workload.client.options.num_prompts=1000", "sweep.warmup_s=15", "sweep.duration_s=10"),
-        *("workload.client.kind=vllm_bench,locust", "-m"),
+        *("client.num_prompts=1000", "sweep.warmup_s=15", "sweep.duration_s=10"),
+        *("client=vllm_bench,locust", "-m"),
     )
     output = finish(process)
     assert process.returncode in (0, 3), output
     run = only_run(tmp_path)
     rows = {row["arm"]: row for row in pq.read_table(run / "summary.parquet").to_pylist()}
-    locusts, vllms = rows["kind=locust"], rows["kind=vllm_bench"]
+    locusts, vllms = rows["kind=locust"], rows["client=vllm_bench"]
     assert len(list((run / "services").iterdir())) == 1
     # As wide as a shared machine moves from one quarter of a minute to the next; a TTFT that is in fact the latency, or
     # the time to the headers, would be further off.
