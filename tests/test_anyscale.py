@@ -61,7 +61,7 @@ def make(compose: Compose) -> Make:
 
 def test_rendered_service(make: Make) -> None:
     config = make("profile=optimized", cloud="my-cloud", env={"RAY_SERVE_HTTP_REQUEST_MAX_RETRIES": "0"})
-    rendered = render_service(config, NAME)
+    rendered = render_service(config.cluster, config, NAME)
     assert rendered["name"] == SERVICE
     assert rendered["cloud"] == "my-cloud"
     assert "project" not in rendered
@@ -80,9 +80,9 @@ def test_rendered_service(make: Make) -> None:
 
 
 def test_anyscales_own_switch_follows_the_flag(make: Make) -> None:
-    assert "ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY" not in render_service(make(), NAME)["env_vars"]
+    assert "ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY" not in _rendered(make(), NAME)["env_vars"]
     config = make(env={"RAY_SERVE_ENABLE_HA_PROXY": "0"})
-    assert render_service(config, NAME)["env_vars"]["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert render_service(config.cluster, config, NAME)["env_vars"]["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
 @needs_sdk
@@ -90,7 +90,8 @@ def test_anyscales_own_switch_follows_the_flag(make: Make) -> None:
 def test_the_file_loads_in_the_sdks_own_type(make: Make, workload: str) -> None:
     from anyscale.service.models import ServiceConfig
 
-    text = service_yaml(make(f"workload={workload}", "profile=all_on", worker_nodes=[]), NAME)
+    config = make(f"workload={workload}", "profile=all_on", worker_nodes=[])
+    text = config.cluster.rendered(config, NAME)
     loaded = ServiceConfig(**yaml.safe_load(text))
     assert loaded.name == SERVICE
     assert loaded.compute_config.head_node.instance_type == "m8a.xlarge"
@@ -99,7 +100,7 @@ def test_the_file_loads_in_the_sdks_own_type(make: Make, workload: str) -> None:
 
 def test_tags_hold_what_clouds_accept(make: Make) -> None:
     arm = "recsys,num_replicas=8~2"
-    tags = render_service(make(), dataclasses.replace(NAME, arm=arm + "x" * 80))["tags"]
+    tags = _rendered(make(), dataclasses.replace(NAME, arm=arm + "x" * 80))["tags"]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,63}", value) for value in tags.values()), tags
 
 

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from orchestrator.clusters import local
+from orchestrator.clusters.base import ServiceName
 from orchestrator.clusters.flags import check_flags
-from orchestrator.clusters.local import LocalRay, _Claim, _Driver, service_yaml
+from orchestrator.clusters.local import _Claim, _Driver
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import (
     MARKER,
@@ -27,6 +28,7 @@ from orchestrator.process import (
 )
 from tests.conftest import ROOT, Compose
 
+NAME = ServiceName("so", "run", 0, "baseline", 0)
 SLEEP = "import time; time.sleep(60)"
 
 
@@ -65,7 +67,8 @@ def test_calling_shell_does_not_leak_in(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_service_yaml_can_be_run_by_hand(compose: Compose) -> None:
-    text = service_yaml(compose("profile=grpc"), None)
+    config = compose("profile=grpc")
+    text = config.cluster.rendered(config, NAME)
     assert "#   RAY_SERVE_USE_GRPC_BY_DEFAULT=1 serve run service.yaml" in text
     (application,) = yaml.safe_load(text)["applications"]
     assert application["import_path"] == "workloads.unary.app:build"
@@ -112,7 +115,8 @@ def test_a_service_is_stopped_once_and_says_what_is_left(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "_driver_spec", lambda *_: ("code", {}))  # reads until its input ends, and ends
-    service = LocalRay().service(compose(), None, tmp_path, print)
+    config = compose()
+    service = config.cluster.service(config, NAME, tmp_path, print)
     assert service.stop() is None  # nothing was there
     service.start()
     assert service._claim is not None

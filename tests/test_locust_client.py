@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.clients import locust as locust_client
-from orchestrator.clients.base import Live, Window
-from orchestrator.clients.locust import LocustClient
+from orchestrator.clients.base import Live, Load, Window
+from orchestrator.clients.locust import Locust
 from orchestrator.errors import TrialError
 from orchestrator.load.level import Level
 from orchestrator.process import clean_environment
@@ -49,7 +49,7 @@ def drive(
     num_processes: int = 1,
 ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
     """Samples, the client's facts, what the server saw; all three agree on the number of requests."""
-    client = LocustClient(locustfile, options or ECHO, num_processes, clean_environment())
+    client = Locust(locustfile, options or ECHO)
     facts = asdict(client.run([server.url], *load, directory, lambda live: None).facts)
     table = pq.read_table(directory / "samples.parquet")
     assert table.schema.equals(SAMPLES_SCHEMA)
@@ -338,7 +338,7 @@ def test_connections_are_kept_beyond_1024_files(tmp_path: Path) -> None:
 
 
 def fails(tmp_path: Path, code: str, url: str = "http://127.0.0.1:9", **settings: Any) -> str:
-    client = LocustClient(write(tmp_path / "bad.py", code), settings, 2, clean_environment())
+    client = Locust(write(tmp_path / "bad.py", code), settings)
     with pytest.raises(TrialError) as caught:
         client.run([url], Level.of_clients(4), Window(0, 0.1, 0.3, 0.3), tmp_path, lambda live: None)
     assert worker_pids() == []
@@ -389,7 +389,7 @@ def test_killed_worker_is_a_trial_error(tmp_path: Path) -> None:
     def kill_one(live: Live) -> None:
         os.kill(worker_pids()[0], signal.SIGKILL)
 
-    client = LocustClient(UNARY, ECHO, 2, clean_environment())
+    client = Locust(UNARY, ECHO)
     with serving("delay") as server, pytest.raises(TrialError, match=r"exit code -9 before 'facts'"):
         client.run([server.url], Level.of_clients(4), Window(0, 0, 30, 1), tmp_path, kill_one)
     assert worker_pids() == []
@@ -404,7 +404,7 @@ def test_exception_in_the_parent_leaves_no_child(tmp_path: Path, error: type[Bas
         pids.extend(worker_pids())
         raise error
 
-    client = LocustClient(UNARY, ECHO, 2, clean_environment())
+    client = Locust(UNARY, ECHO)
     with serving("delay") as server, pytest.raises(error):
         client.run([server.url], Level.of_clients(4), Window(0, 0, 30, 1), tmp_path, stop)
     assert len(pids) == 2
@@ -414,12 +414,12 @@ def test_exception_in_the_parent_leaves_no_child(tmp_path: Path, error: type[Bas
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
-        from orchestrator.clients.locust import LocustClient
+        from orchestrator.clients.locust import Locust
         from orchestrator.clients.base import Window
         from orchestrator.load.level import Level
         from orchestrator.process import clean_environment
         import sys
-        client = LocustClient({UNARY!r}, {ECHO!r}, 2, clean_environment())
+        client = Locust({UNARY!r}, {ECHO!r})
         load = Level.of_clients(4), Window(0, 0, 60, 1)
         client.run([sys.argv[1]], *load, Path({str(tmp_path)!r}), lambda live: print("running", flush=True))
         """
@@ -445,7 +445,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
 def test_progress_is_reported(tmp_path: Path) -> None:
     seen: list[Live] = []
     with serving("delay", delay_ms=20) as server:
-        client = LocustClient(UNARY, ECHO, 2, clean_environment())
+        client = Locust(UNARY, ECHO)
         client.run([server.url], Level.of_clients(4), Window(0, 1, 2, 1), tmp_path, seen.append)
     assert [live.elapsed_s for live in seen[:3]] == pytest.approx([0, 1, 2], abs=1e-6)
     assert seen[1].num_failed == 0
