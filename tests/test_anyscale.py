@@ -486,6 +486,7 @@ def test_credentials_are_checked_first(
 
 @needs_sdk
 @pytest.mark.e2e
+@pytest.mark.serial
 def test_real_ray_tells_what_it_runs_with(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The upload, deployed: flags are read back from every Serve actor by the probe beside the workload."""
     config = make(

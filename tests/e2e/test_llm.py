@@ -19,6 +19,7 @@ __all__ = ["nothing_is_left"]  # a fixture that every test here uses
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.llm,
+    pytest.mark.serial,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: make test-llm"),
 ]
 

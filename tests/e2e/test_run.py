@@ -23,7 +23,7 @@ from orchestrator.clusters.local_ray import directory_prefix, is_claimed
 from orchestrator.process import MARKER, members
 from orchestrator.results import SUMMARY_COLUMNS
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.serial]
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
