@@ -5,7 +5,7 @@ never 0. What a run does not hold is said in words: a directory that is no run, 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import stats
-from orchestrator import results
 from orchestrator.paths import RunPaths
+from orchestrator.results.records import (
+    SCHEMA_VERSION,
+    Effective,
+    RunRecord,
+    SummaryRow,
+    TrialRecord,
+    keys,
+    parse,
+    read,
+    read_json,
+)
+from orchestrator.results.samples import completed_at_s, compute_metrics, read_samples
 
-# What a run that was imported did not declare.
-_UNDECLARED = {"treatment": ["profile"], "margin": 0.05, "max_looks": 1, "repeats": 1, "redeploy": "per_repeat"}
 # What summary, record and requests of a trial must agree on.
 _CHECKED = ("num_successful", "num_failed", "throughput_rps", "latency_p50_ms", "latency_p99_ms")
 
@@ -42,8 +51,8 @@ class Run:
 
     @property
     def declared(self) -> Mapping[str, Any]:
-        """How the run said that it would be compared: treatment, margin, max_looks, repeats, redeploy."""
-        return _UNDECLARED | self.record["compare"]
+        """How the run said that it would be compared, as `records.Declaration`."""
+        return dict(self.record["compare"])
 
     @property
     def warnings(self) -> list[str]:
@@ -76,7 +85,7 @@ def load_run(directory: Path) -> Run:
             found += f", but holds runs: {', '.join(runs[-3:])}"
         raise LoadError(f"{directory} is no run directory: {found}")
     try:
-        record = results.read_json(paths.run_json)
+        record = read_json(paths.run_json)
         if not isinstance(record, dict):
             raise TypeError("run.json does not hold what we write")
         with pq.ParquetFile(paths.summary_parquet) as file:  # read_table takes an `=` in an arm's name for a partition
@@ -87,12 +96,14 @@ def load_run(directory: Path) -> Run:
         ) from error
     except (OSError, ValueError, TypeError) as error:
         raise LoadError(f"{directory} is not a readable run: {error}") from error
-    if record.get("schema_version") != results.SCHEMA_VERSION:
-        raise LoadError(
-            f"{directory} is of schema {record.get('schema_version')!r}, this code reads {results.SCHEMA_VERSION}"
-        )
-    if missing := [*(results.RUN_KEYS - record.keys()), *(results.SUMMARY_COLUMNS.keys() - {*table.column_names})]:
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise LoadError(f"{directory} is of schema {record.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
+    if missing := keys(SummaryRow).keys() - {*table.column_names}:
         raise LoadError(f"{directory} is not a run as we write it: {', '.join(missing)} missing")
+    try:
+        record = asdict(parse(RunRecord, record, str(paths.run_json)))
+    except ValueError as error:
+        raise LoadError(str(error)) from error
     points = table.to_pandas()
     points["valid"] = points.valid.astype(object).where(points.valid.notna(), None)
     points["run_dir"] = str(directory)
@@ -179,8 +190,8 @@ class Arm(NamedTuple):
                 path = self.run.paths.effective_json(each["name"], 0 if one_for_all else repeat)
                 if path.exists():
                     try:
-                        return dict(results.read_json(path))
-                    except (ValueError, TypeError) as error:
+                        return asdict(read(Effective, path))
+                    except ValueError as error:
                         raise LoadError(f"{path} cannot be read: {error}") from error
         return None
 
@@ -218,7 +229,7 @@ def select(text: str) -> Arm:
 def trial(run: Run, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """`trial.json` of a complete row of `points`. Raises LoadError."""
     try:
-        return dict(results.read_json(run.paths.trial_json(row["arm"], row["level"], row["repeat"])))
+        return asdict(read(TrialRecord, run.paths.trial_json(row["arm"], row["level"], row["repeat"])))
     except (OSError, ValueError) as error:
         raise LoadError(f"{row['arm']}/{row['trial_id']} is called complete, but its record is not: {error}") from error
 
@@ -245,14 +256,15 @@ def _samples(run: Run, row: Mapping[str, Any], record: Mapping[str, Any]) -> pa.
     if not path.exists() and run.imported:
         return None
     try:
-        samples = results.read_samples(path)
+        samples = read_samples(path)
     except (OSError, ValueError) as error:
         raise LoadError(f"{where}: {error}") from error
-    found = results.compute_metrics(samples, record["duration_s"], {})
+    found = compute_metrics(samples, record["duration_s"], {})
     for name in _CHECKED:
-        if not _same(found[name], said.get(name)):
+        value = getattr(found, name)
+        if not _same(value, said.get(name)):
             raise LoadError(
-                f"{path} gives {name} {found[name]}, but trial.json says {said.get(name)}: one of them was changed"
+                f"{path} gives {name} {value}, but trial.json says {said.get(name)}: one of them was changed"
             )
     return samples
 
@@ -269,7 +281,7 @@ def read_requests(run: Run, row: Mapping[str, Any]) -> Requests | None:
     if samples is None:
         return None
     duration_s = record["duration_s"]
-    completed = results.completed_at_s(samples)
+    completed = completed_at_s(samples)
     ok = samples["ok"].to_numpy()
     inside = ok & (completed >= 0) & (completed < duration_s)
     # On a log scale 0 has no place; a client that rounds to milliseconds may say it.

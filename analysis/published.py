@@ -26,7 +26,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -35,7 +36,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator import paths, results
+from orchestrator import paths
+from orchestrator.journal import Journal, now
+from orchestrator.load.level import Level
+from orchestrator.results.records import (
+    ClientFacts,
+    Declaration,
+    Metrics,
+    PlannedArm,
+    PlanRecord,
+    PrimaryCell,
+    RunRecord,
+    SummaryRow,
+    TrialRecord,
+    keys,
+)
+from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, percentile, write_samples
+from orchestrator.results.validity import INVALID_REASONS, Validity
 
 NOTES = {
     "imported": "not measured by the orchestrator: what it checks of a live service and client is unknown",
@@ -210,7 +227,7 @@ def _figures(record: _Record, where: str, required: Iterable[str], optional: Ite
 
 
 def _metrics(num_successful: int, num_failed: int | None, duration_s: float, figures: _Record) -> _Record:
-    """A percentile that another computed needs what one of `results.percentiles` needs: n(1-p) >= 10."""
+    """A percentile that another computed needs what one of `percentile` needs: n(1-p) >= 10."""
     scarce = tuple(f"_{label}_ms" for label, p in _PERCENTILES.items() if round(num_successful * (1 - p), 6) < 10)
     return {
         "num_successful": num_successful,
@@ -270,7 +287,7 @@ def _locust(path: Path, data: bytes) -> Iterator[_Point]:
     figures: _Record = {}
     if num_failed < n:
         times_ms = np.repeat(list(histogram), list(histogram.values()))
-        figures = {f"latency_{label}_ms": results.percentile(times_ms, p) for label, p in _PERCENTILES.items()}
+        figures = {f"latency_{label}_ms": percentile(times_ms, p) for label, p in _PERCENTILES.items()}
         figures["latency_mean_ms"] = sum(entry["total_response_time"] for entry in entries) / n
     metrics = _metrics(n - num_failed, num_failed, end_s - start_s, figures)
     notes = ["bucketed_percentiles", *(["failures_in_latency"] if num_failed else [])]
@@ -307,8 +324,9 @@ def _vllm(path: Path, data: bytes) -> Iterator[_Point]:
         point = _Point(path, raw, told["max_concurrency"], duration_s, metrics, notes)
         if all(isinstance(value.get(key), list) and value[key] for key in _VLLM_DETAIL):
             point.samples, point.latency_resolution_ms = _vllm_samples(path, value), 0.0
-            point.metrics = results.compute_metrics(point.samples, duration_s, {})
-            counted = point.metrics["num_successful"], point.metrics["num_failed"]
+            found = compute_metrics(point.samples, duration_s, {})
+            counted = found.num_successful, found.num_failed
+            point.metrics = asdict(found)
             if counted[0] != completed or failed not in (None, counted[1]):
                 says = f"{completed} completed and {failed} failed in {duration_s:g} s"
                 raise ValueError(f"{path} contradicts itself: {says}, by its lists {counted[0]} and {counted[1]}")
@@ -328,7 +346,7 @@ def _vllm_samples(path: Path, value: _Record) -> pa.Table:
         start_s, ttft_s, gaps_s, tokens = times
         errors = [str(error or "") for error in value["errors"]]
         ok = np.array([not error for error in errors]) & ((ttft_s > 0) | (tokens > 0))
-        columns = dict.fromkeys(results.SAMPLES_SCHEMA.names, [None] * len(ok)) | {
+        columns = dict.fromkeys(SAMPLES_SCHEMA.names, [None] * len(ok)) | {
             # A start of 0 is one that failed before it was sent.
             "sent_at_s": np.maximum(start_s - start_s[start_s > 0].min(initial=math.inf), 0.0),
             "latency_ms": pa.array((ttft_s + gaps_s) * 1000, mask=~ok),
@@ -340,7 +358,7 @@ def _vllm_samples(path: Path, value: _Record) -> pa.Table:
             "error": [None if good else error or "no token" for good, error in zip(ok, errors, strict=True)],
             "client_process": np.zeros(len(ok), np.int16),
         }
-        return pa.table(columns, schema=results.SAMPLES_SCHEMA)
+        return pa.table(columns, schema=SAMPLES_SCHEMA)
     except (ValueError, TypeError, pa.ArrowException) as error:
         raise ValueError(f"{path}: {', '.join(_VLLM_DETAIL)} cannot be read, or differ in length: {error}") from error
 
@@ -370,60 +388,115 @@ _READERS = {"locust": _locust, "vllm": _vllm, "streaming-csv": _streaming_csv}
 KINDS = tuple(_READERS)
 
 
-def _judged(metrics: _Record) -> _Record:
+def _judged(metrics: Metrics) -> Validity:
     """The rules that a total can be judged by; all others are unchecked."""
-    ratio, limit, checked, details = metrics["error_ratio"], 0.01, ["no_samples"], {}  # limit as in conf/config.yaml
-    if ratio is not None:
+    validity, checked, limit = Validity(), ["no_samples"], 0.01  # limit as in conf/config.yaml
+    if metrics.error_ratio is not None:
         checked += ["no_success", "error_ratio"]
-        if ratio > limit:
-            code = "error_ratio" if metrics["num_successful"] else "no_success"
-            details[code] = f"{ratio:.2%} of requests failed ({metrics['num_failed']}), more than {limit:.2%}."
-    unchecked = [code for code in results.INVALID_REASONS if code not in checked]
-    return {"valid": not details, "invalid_reasons": list(details), "invalid_details": details, "unchecked": unchecked}
+        if metrics.error_ratio > limit:
+            text = f"{metrics.error_ratio:.2%} of requests failed ({metrics.num_failed}), more than {limit:.2%}."
+            validity.invalidate("error_ratio" if metrics.num_successful else "no_success", text)
+    validity.unchecked += [code for code in INVALID_REASONS if code not in checked]
+    return validity
 
 
 def _write(run: paths.RunPaths, points: list[_Point], names: dict[str, str], origin: _Record) -> None:
     """`run.json` comes last, so a directory that has one is whole. `names`: workload, profile and cluster."""
-    columns = list(results.compute_metrics(results.SAMPLES_SCHEMA.empty_table(), 1.0, {}))
     several_arms = points[0].num_replicas != points[-1].num_replicas
-    rows: list[_Record] = []
     arms, primary = [], []
-    for replicas, group in groupby(points, key=lambda point: point.num_replicas):
-        fixed = {"workload.num_replicas": str(replicas)} if several_arms else {}
-        axes = {"profile": names["profile"]} | fixed
-        name = paths.safe_name(names["profile"] + (f",num_replicas={replicas}" if several_arms else ""))
-        key = hashlib.sha256(json.dumps([origin, names, axes], sort_keys=True).encode()).hexdigest()[:12]
-        for point in group:
-            level = paths.level_name(concurrency=point.concurrency)
-            metrics = {column: point.metrics.get(column) for column in columns}
-            identity = {"run_id": run.run_id, "arm": name, "trial_id": paths.trial_id(level, 0), "repeat": 0}
-            identity |= {"service_key": key, "load_mode": "closed", "concurrency": point.concurrency}
-            # What is not listed is not known: server, drain_s.
-            trial = dict.fromkeys(results.TRIAL_KEYS) | identity | _judged(metrics)
-            trial |= {"schema_version": results.SCHEMA_VERSION, "level": level, "metrics": metrics}
-            # No warm-up is set apart, so no ramp-up within it.
-            trial |= {"started_at": point.started_at, "duration_s": point.duration_s, "warmup_s": 0.0, "ramp_up_s": 0.0}
-            client: _Record = {"latency_resolution_ms": point.latency_resolution_ms, "versions": {}}
-            trial["client"] = dict.fromkeys(results.CLIENT_KEYS) | client
-            trial["notes"] = ["imported", "single_run", "whole_run", *point.notes]
-            raw = run.raw_dir(name, level, 0)
-            raw.mkdir(parents=True)
-            (raw / point.path.name).write_bytes(point.raw)
-            if point.samples is not None:
-                results.write_samples(run.samples(name, level, 0), point.samples)
-            results.write_json(run.trial_json(name, level, 0), trial)
-            planned = identity | names | {"state": "complete", "num_replicas": point.num_replicas}
-            rows.append(results.summary_row(planned, trial))
-        levels = [row["concurrency"] for row in rows if row["arm"] == name]
-        arms.append({"name": name, "axes": axes, "levels": levels, "copy": 0, "service_key": key})
-        primary.append({"axes": fixed, "baseline": name, "candidate": None, "metric": "throughput_rps", "level": level})
-    results.write_summary(run.root, rows)
-    record = dict.fromkeys(results.RUN_KEYS) | {key: [] for key in ("resumed", "errors", "timeline")}
-    record |= {"schema_version": results.SCHEMA_VERSION, "run_id": run.run_id, "status": "complete"}
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    record |= {"started_at": now, "finished_at": now}  # of the import; the trials have their own
-    record["command"] = ["import", f"--kind={origin['kind']}", *(file["name"] for file in origin["files"])]
-    services, trials = [[f"{arm['name']} r0"] for arm in arms], [f"{row['arm']}/{row['trial_id']}" for row in rows]
-    record["plan"] = {"arms": arms, "services": services, "trials": trials}
-    record["compare"] = {"treatment": ["profile"], "baseline": None, "repeats": 1, "redeploy": "per_repeat"}
-    results.write_json(run.run_json, record | {"primary_cells": primary, "provenance": {"imported": origin}})
+    with closing(Journal(run)) as journal:
+        for replicas, group in groupby(points, key=lambda point: point.num_replicas):
+            fixed = {"workload.num_replicas": str(replicas)} if several_arms else {}
+            axes = {"profile": names["profile"]} | fixed
+            name = paths.safe_name(names["profile"] + (f",num_replicas={replicas}" if several_arms else ""))
+            key = hashlib.sha256(json.dumps([origin, names, axes], sort_keys=True).encode()).hexdigest()[:12]
+            measured = list(group)
+            for point in measured:
+                planned = _planned_row(run.run_id, name, key, point, names, fixed)
+                journal.expect([planned])
+                _keep_source(run, planned, point)
+                journal.record(_trial(planned, point))
+            levels = [_level(point).name for point in measured]
+            arms.append(PlannedArm(name=name, axes=axes, levels=levels, copy=0, service_key=key))
+            highest = levels[-1]
+            primary.append(
+                PrimaryCell(axes=fixed, baseline=name, candidate=None, metric="throughput_rps", level=highest)
+            )
+        plan = PlanRecord(
+            arms=arms,
+            services=[[f"{arm.name} r0"] for arm in arms],
+            trials=[f"{row.arm}/{row.trial_id}" for row in journal.rows],
+        )
+        record = RunRecord(
+            run_id=run.run_id,
+            status="complete",
+            started_at=now(),  # of the import; the trials have their own
+            command=["import", f"--kind={origin['kind']}", *(file["name"] for file in origin["files"])],
+            seed=None,
+            plan=plan,
+            compare=Declaration(treatment=["profile"], baseline=None, repeats=1, redeploy="per_repeat"),
+            primary_cells=primary,
+            provenance={"imported": origin},
+        )
+        journal.begin(record)
+        journal.finish("complete")
+
+
+def _level(point: _Point) -> Level:
+    assert point.concurrency is not None, "open loops are refused"
+    return Level.of_clients(point.concurrency)
+
+
+def _planned_row(
+    run_id: str, arm: str, service_key: str, point: _Point, names: dict[str, str], fixed: dict[str, str]
+) -> SummaryRow:
+    return SummaryRow(
+        run_id=run_id,
+        arm=arm,
+        trial_id=paths.trial_id(_level(point).name, 0),
+        repeat=0,
+        service_key=service_key,
+        load_mode="closed",
+        concurrency=point.concurrency,
+        num_replicas=point.num_replicas,
+        swept=fixed,
+        workload=names["workload"],
+        profile=names["profile"],
+        cluster=names["cluster"],
+    )
+
+
+def _keep_source(run: paths.RunPaths, row: SummaryRow, point: _Point) -> None:
+    level = _level(point).name
+    raw = run.raw_dir(row.arm, level, row.repeat)
+    raw.mkdir(parents=True)
+    (raw / point.path.name).write_bytes(point.raw)
+    if point.samples is not None:
+        write_samples(run.samples(row.arm, level, row.repeat), point.samples)
+
+
+def _trial(row: SummaryRow, point: _Point) -> TrialRecord:
+    """What is not given is not known: server, drain_s."""
+    metrics = Metrics(**{name: point.metrics.get(name) for name in keys(Metrics)})
+    validity = _judged(metrics)
+    return TrialRecord(
+        trial_id=row.trial_id,
+        run_id=row.run_id,
+        arm=row.arm,
+        repeat=row.repeat,
+        level=_level(point).name,
+        load_mode=row.load_mode,
+        concurrency=row.concurrency,
+        service_key=row.service_key,
+        started_at=point.started_at,
+        duration_s=point.duration_s,
+        warmup_s=0.0,  # none is set apart, so no ramp-up within it
+        ramp_up_s=0.0,
+        client=ClientFacts(latency_resolution_ms=point.latency_resolution_ms),
+        metrics=metrics,
+        valid=validity.valid,
+        invalid_reasons=validity.reasons,
+        invalid_details=validity.details,
+        unchecked=validity.unchecked,
+        notes=["imported", "single_run", "whole_run", *point.notes],
+    )

@@ -22,7 +22,8 @@ from analysis.compare import Cell, Comparison
 from analysis.differences import Difference
 from analysis.load import Arm, Run
 from analysis.wording import MISSING, confidence_text, is_missing, level_text, metric_text, number, ratio_texts
-from orchestrator.results import INVALID_REASONS, read_json
+from orchestrator.results.records import read_json
+from orchestrator.results.validity import INVALID_REASONS
 
 # A sign beside the word, so that neither colour nor a small screen hides which it is.
 SIGNS = {"FASTER": "▲", "SLOWER": "▼", "EQUIVALENT": "=", "INCONCLUSIVE": "?"}

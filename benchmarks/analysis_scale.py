@@ -7,6 +7,7 @@ each.
 """
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import compare, load
-from orchestrator import results
 from orchestrator.paths import RunPaths
+from orchestrator.results.records import SummaryRow, TrialRecord, read, write_json, write_summary
+from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, read_samples, write_samples
 from tests.runs import make_run
 
 DURATION_S = 4.0  # of the windows that make_run writes; requests are only packed more densely
@@ -32,20 +34,20 @@ def timed(work: Callable[[], object]) -> float:
 
 def crowd(paths: RunPaths, arm: str, speed: float, num_requests: int, rng: np.random.Generator) -> None:
     """Replace the requests of the arm's first trial by `num_requests`, with a record to match."""
-    columns = {field.name: pa.nulls(num_requests, field.type) for field in results.SAMPLES_SCHEMA} | {
+    columns = {field.name: pa.nulls(num_requests, field.type) for field in SAMPLES_SCHEMA} | {
         "sent_at_s": np.sort(rng.uniform(-0.5, DURATION_S - 0.1, num_requests)),
         "latency_ms": rng.lognormal(np.log(20 / speed), 0.3, num_requests),
         "ok": np.ones(num_requests, dtype=bool),
         "client_process": np.zeros(num_requests, dtype=np.int16),
     }
-    table = pa.table(columns, schema=results.SAMPLES_SCHEMA)
-    results.write_samples(paths.samples(arm, "c0016", 0), table)
+    table = pa.table(columns, schema=SAMPLES_SCHEMA)
+    write_samples(paths.samples(arm, "c0016", 0), table)
     trial_json = paths.trial_json(arm, "c0016", 0)
-    record = results.read_json(trial_json)
-    record["metrics"] = results.compute_metrics(table, DURATION_S, {"latency_p99_ms": 500})
-    results.write_json(trial_json, record)
-    rows = pq.ParquetFile(paths.summary_parquet).read().to_pylist()
-    results.write_summary(paths.root, [row | record["metrics"] if row["arm"] == arm else row for row in rows])
+    metrics = compute_metrics(table, DURATION_S, {"latency_p99_ms": 500})
+    trial = dataclasses.replace(read(TrialRecord, trial_json), metrics=metrics)
+    write_json(trial_json, trial)
+    rows = [SummaryRow(**row) for row in pq.ParquetFile(paths.summary_parquet).read().to_pylist()]
+    write_summary(paths.root, [row.completed(trial) if row.arm == arm else row for row in rows])
 
 
 def percentile_of(path: Path) -> float:
@@ -63,8 +65,8 @@ def main() -> None:
             crowd(paths, arm, speed, options.requests, np.random.default_rng(0))
         files = [paths.samples(arm, "c0016", 0) for arm in speeds]
         unit_s = min(timed(lambda: [percentile_of(path) for path in files]) for _ in range(3))
-        tables = [results.read_samples(path) for path in files]
-        metrics_s = timed(lambda: [results.compute_metrics(table, DURATION_S, {}) for table in tables])
+        tables = [read_samples(path) for path in files]
+        metrics_s = timed(lambda: [compute_metrics(table, DURATION_S, {}) for table in tables])
         tables.clear()
         compare_s = timed(lambda: compare.compare_run(load.load_run(paths.root)))
         print(f"{options.requests:,} requests a side; unit: read both files and take one percentile of each")

@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from orchestrator.clients.base import Window
 from orchestrator.clients.locust import LocustClient
-from orchestrator.clients.processes import Level
+from orchestrator.load.level import Level
 from orchestrator.process import clean_environment
 from tests.servers import serving
 
@@ -37,13 +38,15 @@ def ours(kind: str, url: str, concurrency: int, duration_s: float) -> float:
 
     client = LocustClient(LOCUSTFILES[kind], OPTIONS[kind], 1, clean_environment())
     with tempfile.TemporaryDirectory() as directory:
-        level = Level(concurrency, 0.0, WARMUP_S, duration_s, 1.0)
-        facts = client.run([url], level, Path(directory), lambda live: None).facts
+        window = Window(0.0, WARMUP_S, duration_s, 1.0)
+        facts = client.run([url], Level.of_clients(concurrency), window, Path(directory), lambda live: None).facts
         samples = pq.read_table(Path(directory) / "samples.parquet").to_pandas()
+    assert facts.window_s is not None
+    assert facts.cpu_ratio is not None
     assert samples.ok.all(), samples.error.value_counts()
     completed_at_s = samples.sent_at_s + samples.latency_ms / 1000
-    num_requests = int(((completed_at_s >= 0) & (completed_at_s < facts["window_s"])).sum())
-    return 1e6 * facts["cpu_ratio"] * facts["window_s"] / num_requests
+    num_requests = int(((completed_at_s >= 0) & (completed_at_s < facts.window_s)).sum())
+    return 1e6 * facts.cpu_ratio * facts.window_s / num_requests
 
 
 def bare(kind: str, url: str, concurrency: int, duration_s: float) -> float:

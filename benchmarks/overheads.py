@@ -1,52 +1,25 @@
 """What does the orchestrator itself cost? Run as `python -m benchmarks.overheads [outputs/<run>]`.
 
-Prints ratios measured in one run: `--help` against the `--help` of a bare Hydra app; planning 1,000 trials
-against 250; and, of a finished run, the share of the wall time that was not measurement, and where it went.
+Prints ratios measured in one run: planning 1,000 trials against 250; and, of a finished run, the share of the wall
+time that was not measurement, and where it went. What composing costs is measured by `composition.py`.
 """
 
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import hydra
 
+from orchestrator.arms import Job
 from orchestrator.config import parse, register
-from orchestrator.plan import Job, make_plan
+from orchestrator.plan import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 7
-BARE_APP = """
-import hydra
-
-@hydra.main(version_base="1.3", config_path=".", config_name="config")
-def main(config): ...
-
-main()
-"""
-
-
-def seconds(command: list[str], cwd: Path) -> float:
-    start_s = time.perf_counter()
-    subprocess.run(command, cwd=cwd, check=True, capture_output=True)
-    return time.perf_counter() - start_s
-
-
-def help_ratio() -> None:
-    ours_s, bare_s = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "app.py").write_text(BARE_APP)
-        (Path(folder) / "config.yaml").write_text("a: 1\n")
-        for _ in range(ROUNDS):
-            bare_s.append(seconds([sys.executable, "app.py", "--help"], Path(folder)))
-            ours_s.append(seconds([sys.executable, "-m", "orchestrator", "--help"], ROOT))
-    ours, base = statistics.median(ours_s), statistics.median(bare_s)
-    print(f"--help: {ours:.2f} s, bare Hydra app {base:.2f} s: {ours / base:.2f}x (target <= 2x)")
 
 
 def planning() -> None:
@@ -97,7 +70,6 @@ def wall_time(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    help_ratio()
     planning()
     if len(sys.argv) > 1:
         wall_time(Path(sys.argv[1]))

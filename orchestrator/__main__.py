@@ -15,20 +15,23 @@ import sys
 import tempfile
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.markup import escape
 
-from orchestrator import execute
-from orchestrator.cleanup import SCRATCH_PREFIX, left_elsewhere
+from orchestrator.composition import once_a_job
 from orchestrator.config import parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError, ServiceError
 from orchestrator.paths import RunPaths, create_run_dir
-from orchestrator.plan import Job, Plan, make_plan, service_key
-from orchestrator.process import Interrupted, interruptible
-from orchestrator.progress import console, line, print_plan, print_results
+from orchestrator.process import SCRATCH_PREFIX, Interrupted, claim, interruptible
+
+# What only a run needs (numpy, pyarrow, rich) is imported in the functions that need it: --help and --cfg do not.
+if TYPE_CHECKING:
+    from orchestrator import execute
+    from orchestrator.arms import Job
+    from orchestrator.plan import Plan
 
 SCRATCH = "SERVE_ORCHESTRATOR_SCRATCH"  # where conf/config.yaml lets Hydra write
 
@@ -37,7 +40,7 @@ def main() -> int:
     """Exit code as documented in README.md."""
     register()
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
-    _claim = execute.claim(scratch)
+    _claim = claim(scratch)
     os.environ[SCRATCH] = str(scratch)
     try:
         with interruptible():
@@ -54,7 +57,7 @@ def main() -> int:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _compose(arguments: list[str]) -> list[Job]:
+def _compose(arguments: list[str]) -> "list[Job]":
     """The jobs that Hydra composes; none for `--help`, `--cfg` and the like. Raises ConfigError."""
     for argument in arguments:
         if re.match(r"\+*experiment=.*,", argument):
@@ -73,7 +76,8 @@ def _compose(arguments: list[str]) -> list[Job]:
         found.append((composed, overrides, str(record.runtime.choices.get("profile")), hydra_dir))
 
     try:
-        collect()
+        with once_a_job():
+            collect()
     except ValueError as error:  # Hydra's own, for flags that exclude each other
         raise ConfigError(str(error)) from None
     except SystemExit as stop:
@@ -81,10 +85,19 @@ def _compose(arguments: list[str]) -> list[Job]:
             of_model = any(argument.startswith(("model=", "+model=")) for argument in arguments)
             hint = " (model= goes with one workload=llm or =vllm, or with an +experiment of theirs)" if of_model else ""
             raise ConfigError(f"the config does not compose, see above; nothing was deployed{hint}") from None
+    if not found:
+        return []
+    from orchestrator.arms import Job
+
     return [Job(parse(composed), overrides, profile, folder) for composed, overrides, profile, folder in found]
 
 
-def _execute(jobs: list[Job], command: list[str]) -> int:
+def _execute(jobs: "list[Job]", command: list[str]) -> int:
+    from orchestrator import execute
+    from orchestrator.journal import keep_hydra_record
+    from orchestrator.plan import make_plan
+    from orchestrator.progress import line, print_plan
+
     first = jobs[0].config
     if first.resume is not None:
         if len(command) != 1:
@@ -108,14 +121,18 @@ def _execute(jobs: list[Job], command: list[str]) -> int:
         print_plan(plan)
         line(f"Rendered service files: {paths.root}/services")
         return EXIT_OK
-    execute.keep_hydra_record(plan, paths)
+    keep_hydra_record(plan, paths)
     return _go(execute.Run(plan, paths, command), paths)
 
 
-def _reload(paths: RunPaths) -> Plan:
+def _reload(paths: RunPaths) -> "Plan":
     """The plan of an earlier run. Raises ConfigError when it cannot be taken up again."""
+    from orchestrator.application import service_key
+    from orchestrator.cleanup import left_elsewhere
+    from orchestrator.journal import recorded_plan
+
     try:
-        plan = execute.recorded_plan(paths)
+        plan = recorded_plan(paths)
     except ConfigError as error:
         raise ConfigError(f"resume={paths.root}: not a run that can be taken up again: {error}") from error
     try:
@@ -134,16 +151,18 @@ def _reload(paths: RunPaths) -> Plan:
     return plan
 
 
-def _go(run: execute.Run, paths: RunPaths) -> int:
+def _go(run: "execute.Run", paths: RunPaths) -> int:
+    from orchestrator.progress import line, print_results
+
     again = f"python -m orchestrator {shlex.quote(f'resume={paths.root}')}"
     try:
         code = run.go()
     except Interrupted:
-        print_results(run.plan, run.rows)
-        stopped = "not everything is stopped, see above" if run.errors else "everything is stopped"
+        print_results(run.plan, run.journal.rows)
+        stopped = "not everything is stopped, see above" if run.journal.errors else "everything is stopped"
         line(f"Interrupted; {stopped}. Go on: {again}")
         raise
-    print_results(run.plan, run.rows)
+    print_results(run.plan, run.journal.rows)
     if len(run.plan.arms) > 1:
         _report(paths)
     if code:
@@ -154,6 +173,10 @@ def _go(run: execute.Run, paths: RunPaths) -> int:
 
 def _report(paths: RunPaths) -> None:
     """Verdicts, pictures and report.html."""
+    from rich.markup import escape
+
+    from orchestrator.progress import console, line
+
     line("\nComparing ...")
     from analysis import compare, formats, load, report  # seconds, which only a complete run need wait for
 

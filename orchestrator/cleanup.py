@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from orchestrator import execute, results
-from orchestrator.clusters.local_ray import directory_prefix, is_claimed
+from orchestrator import execute
+from orchestrator.clusters.local import directory_prefix
 from orchestrator.config import register
 from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.journal import recorded_plan
 from orchestrator.paths import RunPaths
-from orchestrator.process import end_members, members
+from orchestrator.process import SCRATCH_PREFIX, end_members, is_claimed, members
+from orchestrator.results.records import read_json
 
-SCRATCH_PREFIX = "serve-orchestrator-"  # of where Hydra writes while it composes
-_Left = tuple[str, Callable[[], None]]  # what it is, and how it is ended
+_Left = tuple[str, Callable[[], str | None]]  # what it is, and what ends it and says what is left then
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,10 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(what)
         if asked.yes:
             try:
-                end()
-                ended += 1
+                left = end()
             except (ConfigError, ServiceError) as error:
-                print(f"  not ended: {error}")
+                left = str(error)
+            if left is None:
+                ended += 1
+            else:
+                print(f"  not ended: {left}")
     if not asked.yes:
         where = "" if asked.outputs is None else f"{shlex.quote(str(asked.outputs))} "
         print(f"End these with: python -m orchestrator.cleanup {where}--yes")
@@ -63,11 +67,12 @@ def _local() -> Iterator[_Left]:
             yield f"{directory}: {names or 'no process'}", partial(_end_local, directory)
 
 
-def _end_local(directory: Path) -> None:
+def _end_local(directory: Path) -> str | None:
     survivors = end_members(directory)
     shutil.rmtree(directory, ignore_errors=True)
     if survivors or directory.exists():
-        raise ServiceError(f"{', '.join(survivors) or 'the directory cannot be removed'}")
+        return ", ".join(survivors) or "the directory cannot be removed"
+    return None
 
 
 def _elsewhere(outputs: Path) -> Iterator[_Left]:
@@ -78,7 +83,7 @@ def _elsewhere(outputs: Path) -> Iterator[_Left]:
             if not is_claimed(paths.root):
                 yield from left_elsewhere(paths)
         except (ConfigError, ServiceError, OSError) as error:  # of one run, which must not keep us from the others
-            yield f"{paths.root}: what it left cannot be found out: {error}", partial(_cannot, str(error))
+            yield f"{paths.root}: what it left cannot be found out: {error}", partial(str, error)
 
 
 def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
@@ -86,10 +91,10 @@ def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
     with contextlib.suppress(
         OSError, ValueError, TypeError, KeyError
     ):  # no record of ours: the plan says what is wrong
-        record = results.read_json(paths.run_json)
+        record = read_json(paths.run_json)  # and not as its type: of any version, these two say enough
         if record["status"] == "complete" and not record["errors"]:
             return  # whoever ends so has ended its services
-    plan = execute.recorded_plan(paths)
+    plan = recorded_plan(paths)
     for arm in plan.arms:
         cluster = arm.config.cluster
         if not cluster.kind.is_shared:
@@ -103,10 +108,6 @@ def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
         for name, state in backend.left_over(arm.config, list(asked_for)).items():
             what = f"{cluster.name}: {name.service} ({arm.name} r{name.repeat} of {paths.root}) is {state}"
             yield what, partial(backend.end, arm.config, name, asked_for[name])
-
-
-def _cannot(why: str) -> None:
-    raise ServiceError(why)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,19 @@ Hydra checks names and types while composing. `parse` checks what a type cannot 
 model size): these exist to be overridden and interpolated into `application` and `client`.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.errors import ConfigError
+from orchestrator.load.level import Level
 
 SDK_MIN_NODES, SDK_MAX_NODES = 0, 10  # of worker_nodes, where nothing is said: anyscale.compute_config.models
 
@@ -35,10 +37,6 @@ class ClusterKind(Enum):
 class Redeploy(Enum):
     per_repeat = "per_repeat"
     never = "never"
-
-
-class LoadMode(Enum):
-    closed = "closed"
 
 
 class ClientKind(Enum):
@@ -88,9 +86,10 @@ class ProfileConfig:
 @dataclass
 class SweepConfig:
     name: str = MISSING
-    load: LoadMode = LoadMode.closed
-    concurrency: Any = MISSING  # an int or a list: `=[1,8]` and `=1,8 -m` both mean two levels
-    per_replica: bool = False  # concurrency is of each replica: N replicas get N times as many clients
+    # Levels, of one of the two: a number or a list; `=[1,8]` and `=1,8 -m` both mean two levels.
+    concurrency: Any = None  # closed loop: clients
+    offered_rps: Any = None  # open loop: requests per second
+    per_replica: bool = False  # a level is of each replica: N replicas get N times as many clients or requests
     repeats: int = MISSING
     ramp_up_s: float = MISSING
     warmup_s: float = MISSING
@@ -123,6 +122,7 @@ class CompareConfig:
 
     treatment: Any = None  # an axis or a list of axes; null = the profile where it varies, else the last one swept
     baseline: str | None = None  # an arm, or its value of the treatment; null = "baseline", else the first arm
+    figure: str | None = None  # null = throughput_rps where levels are clients, latency_p95_ms where they are rates
     margin: float = MISSING
     max_looks: int = MISSING
 
@@ -180,19 +180,16 @@ def parse(composed: DictConfig) -> Config:
     try:
         # Merged into the schema, which refuses names that Hydra's + would add: a misspelt limit would limit nothing.
         plain = OmegaConf.to_container(composed, throw_on_missing=True)
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(Config), plain))
         assert isinstance(config, Config)
         config.workload = _workload(config.workload)
     except OmegaConfBaseException as error:
         raise ConfigError(re.sub(r"\n\s+(reference|object)_type=.*", "", str(error))) from error
-    config.sweep.concurrency = _concurrency(config.sweep.concurrency)
+    _check_levels(config.sweep)
     config.compare.treatment = _treatment(config.compare.treatment)
     for where in ("cluster", "workload", "profile"):
         _check_env(f"{where}.env", getattr(config, where).env)
     _check_numbers(config)
-    _check_headers(config)
-    _check_replicas(config)
-    _check_client(config)
     if not (config.workload.application or config.workload.server or config.cluster.kind is ClusterKind.endpoint):
         raise ConfigError(
             f"workload {config.workload.name} has nothing to deploy, only a client: it needs cluster=endpoint "
@@ -201,11 +198,17 @@ def parse(composed: DictConfig) -> Config:
     return config
 
 
+@functools.cache  # making one takes longer than the copy that `merge` takes of it
+def _schema(of: type) -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(of)
+    return schema
+
+
 def _workload(node: Any) -> WorkloadConfig:
     if not isinstance(node, Mapping):
         raise ConfigError(f"workload must be a mapping, found {node!r}")
     ours = {each.name: node[each.name] for each in fields(WorkloadConfig) if each.name in node}
-    workload = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WorkloadConfig), ours))
+    workload = OmegaConf.to_object(OmegaConf.merge(_schema(WorkloadConfig), ours))
     assert isinstance(workload, WorkloadConfig)
     if workload.application is not None and workload.server is not None:
         raise ConfigError(f"workload {workload.name} has an application or a server, and not both")
@@ -217,7 +220,7 @@ def _workload(node: Any) -> WorkloadConfig:
     for name, value in node.items():
         counts = name.startswith(("num_", "max_")) or name.endswith("_bytes")
         if counts or name.endswith("_s"):
-            _check_number(f"workload.{name}", value, whole=counts, above_0=name == "num_replicas")
+            check_number(f"workload.{name}", value, whole=counts, above_0=name == "num_replicas")
     return workload
 
 
@@ -229,22 +232,43 @@ def _check_application(application: Mapping[str, Any]) -> None:
         raise ConfigError(f"workload.application.deployments must map names to settings, found {deployments!r}")
 
 
-def _check_number(key: str, value: Any, *, whole: bool = False, above_0: bool = False) -> None:
+def check_number(key: str, value: Any, *, whole: bool = False, above_0: bool = False) -> None:
+    """Raises ConfigError unless it is a finite number that is not negative."""
     fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not fits or not 0 <= value < float("inf") or (above_0 and value == 0):
         what = f"{'whole ' if whole else ''}number {'above 0' if above_0 else 'and not negative'}"
         raise ConfigError(f"{key} must be a {what}, found {value!r}")
 
 
-def _concurrency(value: Any) -> list[int]:
-    levels = value if isinstance(value, list) else [value]
-    if not levels:
-        raise ConfigError("sweep.concurrency is empty: give at least one level, e.g. sweep.concurrency='[1,8]'")
-    for level in levels:
-        _check_number("sweep.concurrency", level, whole=True, above_0=True)
-    if len(set(levels)) != len(levels):
-        raise ConfigError(f"sweep.concurrency names a level twice: {levels}; repeats are sweep.repeats")
-    return levels
+def _check_levels(sweep: SweepConfig) -> None:
+    """Levels are a list from here on, of clients or of requests per second. Raises ConfigError."""
+    if (sweep.concurrency is None) == (sweep.offered_rps is None):
+        raise ConfigError(
+            "one of sweep.concurrency (clients, closed loop) and sweep.offered_rps (requests/s, open loop) is given "
+            f"and the other null, found sweep.concurrency={sweep.concurrency} sweep.offered_rps={sweep.offered_rps}"
+        )
+    name = "offered_rps" if sweep.concurrency is None else "concurrency"
+    value = getattr(sweep, name)
+    amounts = value if isinstance(value, list) else [value]
+    if not amounts:
+        raise ConfigError(f"sweep.{name} is empty: give at least one level, e.g. sweep.{name}='[1,8]'")
+    for amount in amounts:
+        check_number(f"sweep.{name}", amount, whole=name == "concurrency", above_0=True)
+    if len(set(amounts)) != len(amounts):
+        raise ConfigError(f"sweep.{name} names a level twice: {amounts}; repeats are sweep.repeats")
+    setattr(sweep, name, amounts)
+    try:
+        levels_of(sweep, 1)
+    except ValueError as error:
+        raise ConfigError(f"sweep.{name}: {error}") from None
+
+
+def levels_of(sweep: SweepConfig, num_replicas: int) -> list[Level]:
+    """The levels of a parsed sweep, in all: `per_replica` multiplies them by the number of replicas."""
+    factor = num_replicas if sweep.per_replica else 1
+    if sweep.concurrency is not None:
+        return [Level.of_clients(factor * amount) for amount in sweep.concurrency]
+    return [Level.of_rate(round(factor * amount, 2) if factor > 1 else amount) for amount in sweep.offered_rps]
 
 
 def _treatment(value: Any) -> list[str]:
@@ -274,16 +298,6 @@ def _check_env(where: str, env: Mapping[str, Any]) -> None:
             )
 
 
-def _check_headers(config: Config) -> None:
-    """A token in a config would be written into the run directory."""
-    for name in config.workload.client.options.get("headers") or {}:
-        if re.search("auth|token|key|secret|cookie", name, re.IGNORECASE):
-            raise ConfigError(
-                f"workload.client.options.headers.{name}: a config is written down, so no secret belongs there; "
-                "cluster=endpoint takes a bearer token from an environment variable (cluster.token_env)"
-            )
-
-
 _ABOVE_0 = {
     *("repeats", "duration_s", "num_cpus", "client_processes", "max_live_services", "startup_timeout_s"),
     *("terminate_timeout_s", "margin", "max_looks", "latency_p99_ms", "ttft_p99_ms", "tpot_p99_ms"),
@@ -294,174 +308,13 @@ def _check_numbers(config: Config) -> None:
     for section in ("cluster", "sweep", "slo", "validity", "compare"):
         for name, value in vars(getattr(config, section)).items():
             if type(value) in (int, float):
-                _check_number(f"{section}.{name}", value, above_0=name in _ABOVE_0)
+                check_number(f"{section}.{name}", value, above_0=name in _ABOVE_0)
     cluster = config.cluster
     for instance_type, price in cluster.usd_per_hour.items():
-        _check_number(f"cluster.usd_per_hour of {instance_type}", price)
+        check_number(f"cluster.usd_per_hour of {instance_type}", price)
     if config.compare.margin >= 1:
         raise ConfigError(f"compare.margin is a fraction, 0.05 = 5 %, found {config.compare.margin}")
     if cluster.http_port is not None and not 1024 <= cluster.http_port <= 65535:
         raise ConfigError(f"cluster.http_port must lie in 1024..65535 or be null, found {cluster.http_port}")
     if cluster.http_port is not None and cluster.max_live_services > 1:
         raise ConfigError("cluster.http_port names one port, but cluster.max_live_services is above 1; leave it null")
-
-
-_LLM_OPTIONS = (
-    *("model", "tokenizer", "num_input_tokens", "num_output_tokens", "num_prompts", "request_rate_rps"),
-    *("temperature", "timeout_s"),
-)
-
-
-class _Ask(NamedTuple):
-    """What some equal replicas want of the cluster, each."""
-
-    name: str
-    num_replicas: int
-    num_cpus: float
-    num_gpus: float
-
-
-def _check_replicas(config: Config) -> None:
-    """More replicas than the cluster can hold would only time out, so this is refused here."""
-    try:
-        asks = _asks(config)
-    except ConfigError:
-        raise
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"the model's settings do not have the shape that workload {config.workload.name} needs (model.*, "
-            f"workload.server, application.args.llm_configs): {error!r}"
-        ) from error
-    cpus = sum(ask.num_replicas * ask.num_cpus for ask in asks)
-    gpus = sum(ask.num_replicas * ask.num_gpus for ask in asks)
-    has = config.cluster
-    if cpus > has.num_cpus or gpus > has.num_gpus:
-        parts = [f"{ask.name} {ask.num_replicas} x ({ask.num_cpus:g} CPU, {ask.num_gpus:g} GPU)" for ask in asks]
-        hint = "; model=tiny needs no GPU" if config.model.get("num_gpus") and gpus > has.num_gpus else ""
-        raise ConfigError(
-            f"workload {config.workload.name} asks for {cpus:g} CPU and {gpus:g} GPU ({', '.join(parts)}); "
-            f"cluster {has.name} hands out {has.num_cpus} CPU and {has.num_gpus} GPU (cluster.num_*){hint}"
-        )
-
-
-def _asks(config: Config) -> list[_Ask]:
-    workload = config.workload
-    if workload.server is not None:
-        return [_Ask("server", workload.num_replicas, 1, gpus_of_server(workload.server))]
-    if workload.application is None:
-        return []
-    application = render_application(config)
-    asks = [_ask(settings["name"], settings) for settings in application["deployments"]]
-    args = application.get("args") or {}
-    for llm in args.get("llm_configs") or ():  # ray.serve.llm's: the deployments are its own
-        group = llm.get("placement_group_config") or {}
-        bundle = group.get("bundle_per_worker", {"GPU": 1})  # Ray's own choice where nothing is said
-        name, num_replicas, cpus, gpus = _ask("model replica", llm["deployment_config"])
-        workers = _num_workers(llm["engine_kwargs"])
-        asks.append(
-            _Ask(name, num_replicas, cpus + workers * bundle.get("CPU", 0), gpus + workers * bundle.get("GPU", 0))
-        )
-    if args.get("ingress_deployment_config"):
-        asks.append(_ask("ingress replica", args["ingress_deployment_config"]))
-    return asks
-
-
-def _num_workers(engine: Mapping[str, Any]) -> int:
-    """Of one replica: one a GPU, or one a CPU device."""
-    return int(engine.get("tensor_parallel_size", 1)) * int(engine.get("pipeline_parallel_size", 1))
-
-
-def gpus_of_server(server: Mapping[str, Any]) -> int:
-    """GPUs of one of vLLM's own servers."""
-    return int(server["num_gpus"]) * _num_workers(server["engine"])
-
-
-def _ask(name: str, settings: Mapping[str, Any]) -> _Ask:
-    """Of one deployment's settings. Raises ConfigError for what is no number."""
-    replicas, options = settings.get("num_replicas", 1), settings.get("ray_actor_options") or {}
-    _check_number(f"{name}: num_replicas", replicas, whole=True, above_0=True)
-    if not isinstance(options, dict):
-        raise ConfigError(f"{name}: ray_actor_options must be a mapping, found {options!r}")
-    cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]  # as Serve has it
-    gpus = options.get("num_gpus") or 0
-    _check_number(f"{name}: ray_actor_options.num_cpus", cpus)
-    _check_number(f"{name}: ray_actor_options.num_gpus", gpus)
-    return _Ask(name, replicas, cpus, gpus)
-
-
-def _check_client(config: Config) -> None:
-    """What the client of a language model would only find out with the service up."""
-    workload, client, options = config.workload, config.workload.client, config.workload.client.options
-    servers = workload.num_replicas if workload.server else 1
-    per_level = workload.num_replicas if config.sweep.per_replica else 1
-    if min(config.sweep.concurrency) * per_level < servers:
-        raise ConfigError(f"{servers} servers need as many clients, found sweep.concurrency={config.sweep.concurrency}")
-    if client.kind is ClientKind.locust and config.cluster.client_processes < servers:
-        raise ConfigError(
-            f"{servers} servers need as many Locust processes, found cluster.client_processes="
-            f"{config.cluster.client_processes}"
-        )
-    if client.kind is ClientKind.locust and not config.model:
-        return
-    if lacking := [name for name in _LLM_OPTIONS if name not in options]:
-        raise ConfigError(
-            f"workload.client.options lacks {', '.join(lacking)}: workload {workload.name} cannot be driven by "
-            f"workload.client.kind={client.kind.value}"
-        )
-    for name in ("num_input_tokens", "num_output_tokens", "num_prompts", "request_rate_rps", "timeout_s"):
-        if options[name] is not None or name not in ("num_prompts", "request_rate_rps"):
-            key = f"workload.client.options.{name}"
-            _check_number(key, options[name], whole=name.startswith("num_"), above_0=True)
-    if not isinstance(options["temperature"], int | float):
-        raise ConfigError(f"workload.client.options.temperature must be a number, found {options['temperature']!r}")
-    rate_rps, num_prompts = options["request_rate_rps"], options["num_prompts"]
-    if rate_rps is not None and round(rate_rps, 2) != rate_rps:
-        raise ConfigError(f"workload.client.options.request_rate_rps has at most two decimals, found {rate_rps}")
-    if client.kind is ClientKind.vllm_bench:
-        if options.get("headers"):
-            raise ConfigError("workload.client.options.headers are Locust's: vLLM's client sends none")
-        most = max(config.sweep.concurrency) * per_level / workload.num_replicas
-        if num_prompts is not None and num_prompts < 2 * most:
-            raise ConfigError(
-                f"workload.client.options.num_prompts={num_prompts} a replica leave no time when all {most:g} clients "
-                "are busy; ten a client are usual (null)"
-            )
-    engine = (workload.server or config.model)["engine"]
-    if taken := sorted({"model", "port", "host", "served_model_name"} & engine.keys()):
-        raise ConfigError(f"model.engine.{taken[0]} is set by the orchestrator (model.source, model.id)")
-    limit, asked = engine.get("max_model_len"), (options["num_input_tokens"], options["num_output_tokens"])
-    if limit is not None and sum(asked) > limit:
-        raise ConfigError(
-            f"a request of {asked[0]} + {asked[1]} tokens does not fit model.engine.max_model_len={limit}"
-        )
-
-
-def render_application(config: Config) -> dict[str, Any]:
-    """The Serve application config of one arm: the workload's, with the profile's `app` laid over it.
-
-    Same for every backend; `serve run` and `anyscale service deploy` accept it in their files.
-    """
-    assert config.workload.application is not None, "a workload without Ray Serve"
-    overlaid = config.profile.app.get("deployments", {})
-    deployed = config.workload.application["deployments"]
-    if not isinstance(overlaid, dict) or not overlaid.keys() <= deployed.keys():
-        raise ConfigError(
-            f"profile.app.deployments must map names of deployments to settings, found {overlaid!r}; "
-            f"workload {config.workload.name} has {', '.join(deployed)}"
-        )
-    args, laid_over = config.workload.application.get("args") or {}, config.profile.app.get("args", {})
-    if isinstance(laid_over, dict):
-        missing = [name for name, value in laid_over.items() if value is None and name not in args]
-        if missing:
-            raise ConfigError(
-                f"profile={config.profile.name} takes {', '.join(missing)} away from application.args, which workload "
-                f"{config.workload.name} does not have; it has {', '.join(args) or 'none'}"
-            )
-    try:
-        merged = OmegaConf.merge({"name": config.workload.name}, config.workload.application, config.profile.app)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"profile.app does not fit workload.application: {error}") from error
-    application = cast(dict[str, Any], OmegaConf.to_container(merged))
-    deployments = application.pop("deployments")
-    application["deployments"] = [{"name": name, **settings} for name, settings in deployments.items()]
-    return application

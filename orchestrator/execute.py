@@ -5,59 +5,35 @@ A service or trial that fails is a recorded result and the run goes on; an inter
 
 import contextlib
 import dataclasses
-import fcntl
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from orchestrator import results
+from orchestrator.clients.base import Window
+from orchestrator.clients.check import check_client, check_client_imports
 from orchestrator.clients.locust import TOKEN_VARIABLE, LocustClient
-from orchestrator.clients.processes import Level
 from orchestrator.clients.vllm_bench import VllmBenchClient
 from orchestrator.clusters.anyscale import Anyscale
+from orchestrator.clusters.base import Running, ServiceName, changes, check_engines, healthy_snapshot
 from orchestrator.clusters.endpoint import Endpoint
 from orchestrator.clusters.existing import Existing
-from orchestrator.clusters.local_ray import LocalRay, client_environment
-from orchestrator.clusters.remote import ServiceName
-from orchestrator.config import ClientKind, ClusterKind, Config, parse
+from orchestrator.clusters.local import LocalRay
+from orchestrator.config import ClientKind, ClusterKind, Config
+from orchestrator.cost import cost_usd, machines
 from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
+from orchestrator.journal import now, open_journal, planned_row, to_do
 from orchestrator.paths import RunPaths, set_aside
-from orchestrator.plan import Arm, Plan, Service, Trial, Wave, cost_usd, machines, plan_arms, primary_cells
-from orchestrator.process import Interrupted
+from orchestrator.plan import Plan, Service, Trial, Wave
+from orchestrator.process import Interrupted, client_environment, uninterrupted
 from orchestrator.progress import Progress
-from orchestrator.provenance import collect
+from orchestrator.results.records import FAILED, PLANNED, Metrics, TrialRecord
+from orchestrator.results.samples import compute_metrics, read_samples, tokens_are_bunched
+from orchestrator.results.validity import check_validity
 from orchestrator.secrets import Secret
-
-ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
-_HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
-
-
-class Running(Protocol):
-    """A service that was started, as a cluster backend yields it."""
-
-    urls: list[str]  # more than one: independent servers, with nothing before them
-    token: Secret | None  # what its addresses want as bearer
-    effective: dict[str, Any]  # what it says about itself, once it is ready
-
-    def wait_ready(self) -> None: ...
-
-    def begin_stop(self) -> None: ...
-
-    def end(self) -> None: ...  # all of it, once; a local service ends with this process
-
-    def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
-
-    def round_trip_ms(self) -> float | None: ...  # of a request that does nothing; None on this machine
-
 
 CLUSTERS: dict[ClusterKind, Any] = {
     ClusterKind.local: LocalRay,
@@ -73,9 +49,11 @@ def preflight(plan: Plan, live: bool) -> None:
     `live`: also import each workload, and ask the cluster, which takes seconds.
     """
     for arm in plan.arms:
+        check_client(arm.config)
         CLUSTERS[arm.config.cluster.kind]().check(arm.config)
     _check_cost(plan)
     for arm in plan.arms if live else ():
+        check_client_imports(arm.config)
         CLUSTERS[arm.config.cluster.kind]().check_live(arm.config)
 
 
@@ -120,54 +98,18 @@ class Run:
     def __init__(self, plan: Plan, paths: RunPaths, command: list[str]) -> None:
         self.plan = plan
         self.paths = paths
-        self._claim = claim(paths.root)
-        self.errors: list[str] = []
+        self.journal = open_journal(plan, paths, command)
         self._begun: list[Running] = []
-        self._started_at_s = time.monotonic()
-        self._timeline: list[dict[str, Any]] = []
-        self._rows = {_key(trial): _planned_row(trial, paths.run_id) for trial in plan.trials}
-        if paths.run_json.exists():
-            self._record = results.read_json(paths.run_json) | {"status": "running", "finished_at": None}
-            self._record["resumed"].append({"at": _now(), "provenance": collect()})
-            self._timeline += self._record["timeline"]
-            for trial in plan.trials:
-                self._load_row(trial)
-        else:
-            self._record = {
-                "schema_version": results.SCHEMA_VERSION,
-                "run_id": paths.run_id,
-                "status": "running",
-                "started_at": _now(),
-                "finished_at": None,
-                "command": command,
-                "seed": plan.seed,
-                "plan": _plan_record(plan),
-                "compare": _compare_record(plan),
-                "primary_cells": primary_cells(plan.arms),
-                "provenance": collect(),
-                "resumed": [],
-                "errors": [],
-                "timeline": [],
-                "cost_usd": None,
-            }
-        self._write_run()
-        results.write_summary(paths.root, self.rows)
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """Summary rows in planned order."""
-        return list(self._rows.values())
 
     def go(self) -> int:
         """Run every trial that has no valid result yet; returns the exit code, unless interrupted."""
-        todo = self._todo()
-        for trial in self.plan.trials:
-            if _key(trial) in todo and set_aside(self.paths.trial_dir(trial.arm.name, trial.level, trial.repeat)):
-                self._rows[_key(trial)] = _planned_row(trial, self.paths.run_id)
+        todo = to_do(self.plan, self.journal)
+        for trial in todo:
+            self.journal.reopen(planned_row(trial, self.paths.run_id))
         try:
             with Progress(self.plan, len(todo)) as self._progress:
                 for wave in self.plan.waves:
-                    trials = [trial for trial in wave.trials if _key(trial) in todo]
+                    trials = [trial for trial in wave.trials if trial in todo]
                     if self._is_too_dear(trials):
                         continue
                     with ExitStack() as live:
@@ -176,57 +118,28 @@ class Run:
                         for trial in measured:
                             self._record_trial(trial, running[trial.service])
                             if trial is not measured[-1]:
-                                with self._timed("cool_down", f"{trial.arm.name}/{trial.id}"):
+                                with self.journal.timed("cool_down", f"{trial.arm.name}/{trial.id}"):
                                     time.sleep(trial.arm.config.sweep.cooldown_s)
         except Interrupted:
-            for handle in self._begun:  # the signal may have come on the way into a teardown
-                try:
-                    handle.end()
-                except ServiceError as error:
-                    self.errors.append(str(error))
+            for handle in [*self._begun]:  # the signal may have come on the way into a teardown
+                self._stop(handle)
             self._finish("interrupted")
             raise
         except BaseException:
             self._finish("failed")
             raise
-        states = [row["state"] for row in self.rows]
+        states = [row.state for row in self.journal.rows]
         assert len(states) == len(self.plan.trials), states
-        assert "planned" not in states, states
-        if self.errors or "failed" in states:
+        assert PLANNED not in states, states
+        if self.journal.errors or FAILED in states:
             self._finish("failed")
             return EXIT_FAILED
         self._finish("complete")
-        return EXIT_OK if all(row["valid"] for row in self.rows) else EXIT_INVALID
-
-    def _todo(self) -> set[tuple[str, str]]:
-        """Trials without a valid result, and what they are compared with in the same block.
-
-        A ratio is of two points measured under the same conditions: had only one of them been measured again, an
-        hour later, whatever has drifted since would be part of it.
-        """
-
-        def place(trial: Trial) -> tuple[Any, ...]:
-            return trial.arm.other_axes, trial.repeat, trial.concurrency
-
-        open_places = {place(trial) for trial in self.plan.trials if self._rows[_key(trial)]["valid"] is not True}
-        return {_key(trial) for trial in self.plan.trials if place(trial) in open_places}
-
-    @contextlib.contextmanager
-    def _timed(self, what: str, name: str) -> Iterator[None]:
-        """Note in `timeline` where the time went, in seconds since this invocation's start."""
-        start_s = time.monotonic() - self._started_at_s
-        try:
-            yield
-        finally:
-            end_s = time.monotonic() - self._started_at_s
-            self._timeline.append({"what": what, "name": name, "start_s": start_s, "end_s": end_s})
+        return EXIT_OK if all(row.valid for row in self.journal.rows) else EXIT_INVALID
 
     @contextlib.contextmanager
     def _service(self, service: Service, directory: Path) -> Iterator[Running]:
-        """One service from its start to its end, timed and shown.
-
-        A teardown that leaves something behind is an error of the run, and not the end of it.
-        """
+        """One service from its start to its end, timed and shown. Raises ServiceError when it is refused."""
         backend = CLUSTERS[service.config.cluster.kind]()
         self._progress.service_starting(service)
 
@@ -234,32 +147,24 @@ class Run:
             self._progress.service_status(service, text)
 
         name = service_name(self.plan, self.paths, service)
-        with self._timed("service", service.label), ExitStack() as stack:
+        handle: Running = backend.service(service.config, name, directory, say)
+        self._begun.append(handle)
+        with self.journal.timed("service", service.label):
             try:
-                running = stack.enter_context(backend.service(service.config, name, directory, say))
-                self._begun.append(running)
-            except ServiceError as error:
-                unwound = error.__context__ if error.__cause__ is None else None
-                if isinstance(unwound, Interrupted | ServiceError):  # the teardown failed as well
-                    self._teardown_failed(error)
-                    raise unwound from None
-                raise
-            try:
-                yield running
+                handle.start()
+                yield handle
             finally:
                 self._progress.stopping(service)
-                try:
-                    stack.close()
-                except ServiceError as error:
-                    self._teardown_failed(error)
-                except Interrupted as interrupted:  # held back until the teardown was over
-                    if isinstance(interrupted.__context__, ServiceError):
-                        self._teardown_failed(interrupted.__context__)
-                    raise
+                self._stop(handle)
 
-    def _teardown_failed(self, error: ServiceError) -> None:
-        self.errors.append(str(error))
-        self._progress.teardown_failed(str(error))
+    def _stop(self, handle: Running) -> None:
+        """What a service leaves behind is an error of the run, and not the end of it."""
+        with uninterrupted():
+            left = handle.stop()
+            self._begun.remove(handle)
+            if left:
+                self.journal.errors.append(left)
+                self._progress.teardown_failed(left)
 
     def _bring_up(self, wave: Wave, trials: list[Trial], live: ExitStack) -> dict[Service, Running]:
         """The wave's services that have something to measure, side by side; one that fails takes its trials with it."""
@@ -280,19 +185,16 @@ class Run:
         running: dict[Service, Running] = {}
         for service, (handle, directory) in started.items():
             try:
-                with self._timed("bring_up", service.label):
+                with self.journal.timed("bring_up", service.label):
                     handle.wait_ready()
             except ServiceError as error:
                 handle.begin_stop()
                 self._record_no_service(service, trials, error, directory)
                 continue
             running[service] = handle
-            results.write_json(
-                directory / "effective.json",
-                {"schema_version": results.SCHEMA_VERSION, "service_key": service.arms[0].key, **handle.effective},
-            )
-            self._progress.service_ready(service, handle.effective["listener"])
-            for warning in handle.effective["warnings"]:
+            effective = self.journal.read_back(directory, service.arms[0].key, handle.effective)
+            self._progress.service_ready(service, effective.listener)
+            for warning in effective.warnings:
                 self._progress.warning(warning)
         return running
 
@@ -303,118 +205,91 @@ class Run:
             self._record_failure(trial, "service", str(error), log)
 
     def _record_trial(self, trial: Trial, running: Running) -> None:
-        directory = self.paths.trial_dir(trial.arm.name, trial.level, trial.repeat)
+        directory = self.paths.trial_dir(trial.arm.name, trial.level.name, trial.repeat)
         directory.mkdir(parents=True)
         try:
-            with self._timed("trial", f"{trial.arm.name}/{trial.id}"):
+            with self.journal.timed("trial", f"{trial.arm.name}/{trial.id}"):
                 record = self._measure(trial, running, directory)
         except (TrialError, ServiceError) as error:
             self._progress.trial_failed(trial, str(error))
             self._record_failure(trial, "trial", str(error), directory)
         else:
-            results.write_json(directory / "trial.json", record)
-            self._load_row(trial)
-            self._progress.trial_done(trial, self._rows[_key(trial)], record["invalid_details"])
-        results.write_summary(self.paths.root, self.rows)
+            row = self.journal.record(record)
+            self._progress.trial_done(trial, row, record.invalid_details)
+        self.journal.save_summary()
 
-    def _measure(self, trial: Trial, running: Running, directory: Path) -> dict[str, Any]:
+    def _measure(self, trial: Trial, running: Running, directory: Path) -> TrialRecord:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
         config, sweep = trial.arm.config, trial.arm.config.sweep
         colocated = urlsplit(running.urls[0]).hostname in ("127.0.0.1", "localhost", "::1")
-        before = _healthy_snapshot(running)
+        before = healthy_snapshot(running)
         client = _client(config, running.token)
         distance_ms = running.round_trip_ms()
-        level = Level(trial.concurrency, sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
-        started_at = _now()
+        window = Window(sweep.ramp_up_s, sweep.warmup_s, sweep.duration_s, sweep.drain_s)
+        started_at = now()
         duration_s, facts, whole_run = client.run(
-            running.urls, level, directory, lambda live: self._progress.live(trial, live)
+            running.urls, trial.level, window, directory, lambda live: self._progress.live(trial, live)
         )
         after = running.snapshot()
         server = None
         if before is not None and after is not None:
-            _check_engines(before, after)
-            server = _changes(before, after)
-        samples = results.read_samples(directory / "samples.parquet")
-        metrics = results.compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
-        validity = results.check_validity(
+            check_engines(before, after)
+            server = changes(before, after)
+        samples = read_samples(directory / "samples.parquet")
+        metrics = compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
+        validity = check_validity(
             samples,
             metrics,
-            concurrency=None if trial.arm.offered_rps else trial.concurrency,
+            concurrency=trial.level.concurrency,
             duration_s=duration_s,
             client=facts,
             server=server,
             thresholds=dataclasses.asdict(config.validity),
         )
-        return {
-            "schema_version": results.SCHEMA_VERSION,
-            "trial_id": trial.id,
-            "run_id": self.paths.run_id,
-            "arm": trial.arm.name,
-            "repeat": trial.repeat,
-            "level": trial.level,
-            "load_mode": _load_mode(trial),
-            "concurrency": None if trial.arm.offered_rps else trial.concurrency,
-            "offered_rps": trial.arm.offered_rps,
-            "service_key": trial.arm.key,
-            "started_at": started_at,
-            "finished_at": _now(),
-            "duration_s": duration_s,
+        return TrialRecord(
+            trial_id=trial.id,
+            run_id=self.paths.run_id,
+            arm=trial.arm.name,
+            repeat=trial.repeat,
+            level=trial.level.name,
+            load_mode=trial.level.load_mode,
+            concurrency=trial.level.concurrency,
+            offered_rps=trial.level.offered_rps,
+            service_key=trial.arm.key,
+            started_at=started_at,
+            finished_at=now(),
+            duration_s=duration_s,
             # A client that counts requests has no such times: its window lies where all its clients are busy.
-            "warmup_s": 0.0 if whole_run else sweep.warmup_s,
-            "ramp_up_s": 0.0 if whole_run else sweep.ramp_up_s,
-            "drain_s": None if whole_run else sweep.drain_s,
-            "client": facts,
-            "server": server,
-            "round_trip_ms": distance_ms,
-            "metrics": metrics,
-            "whole_run": whole_run,
-            "valid": validity.valid,
-            "invalid_reasons": validity.reasons,
-            "invalid_details": validity.details,
-            "unchecked": validity.unchecked,
-            "notes": [
+            warmup_s=0.0 if whole_run else sweep.warmup_s,
+            ramp_up_s=0.0 if whole_run else sweep.ramp_up_s,
+            drain_s=None if whole_run else sweep.drain_s,
+            client=facts,
+            server=server,
+            round_trip_ms=distance_ms,
+            metrics=metrics,
+            whole_run=whole_run,
+            valid=validity.valid,
+            invalid_reasons=validity.reasons,
+            invalid_details=validity.details,
+            unchecked=validity.unchecked,
+            notes=[
                 *(["colocated_client"] if colocated else []),
                 *(["far_client"] if _is_far(distance_ms, metrics) else []),
-                *(["bunched_tokens"] if results.tokens_are_bunched(samples, duration_s) else []),
+                *(["bunched_tokens"] if tokens_are_bunched(samples, duration_s) else []),
             ],
-        }
+        )
 
     def _record_failure(self, trial: Trial, stage: str, error: str, log: Path) -> None:
-        path = self.paths.failure_json(trial.arm.name, trial.level, trial.repeat)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        results.write_json(
-            path,
-            {
-                "schema_version": results.SCHEMA_VERSION,
-                "trial_id": trial.id,
-                "arm": trial.arm.name,
-                "repeat": trial.repeat,
-                "stage": stage,
-                "error": error,
-                "log": str(log.relative_to(self.paths.root)),
-            },
-        )
-        self._rows[_key(trial)] = _planned_row(trial, self.paths.run_id) | {"state": "failed"}
-
-    def _load_row(self, trial: Trial) -> None:
-        """Take the row from the trial's own record, where there is one."""
-        path = self.paths.trial_json(trial.arm.name, trial.level, trial.repeat)
-        identity = _planned_row(trial, self.paths.run_id)
-        if path.exists():
-            identity["state"] = "complete"
-            self._rows[_key(trial)] = results.summary_row(identity, results.read_json(path))
+        self.journal.fail(trial.arm.name, trial.id, stage, error, log)
 
     def _finish(self, status: str) -> None:
-        self._record |= {"status": status, "finished_at": _now(), "errors": self.errors, "timeline": self._timeline}
-        self._record["cost_usd"] = self._cost_usd()
-        self._write_run()
-        results.write_summary(self.paths.root, self.rows)
+        self.journal.finish(status, self._cost_usd())
 
     def _cost_usd(self) -> float | None:
         """Of the services' lives so far, by the declared prices; None where one is missing."""
         clusters = {each.label: each.config.cluster for each in self.plan.services}
-        lives = [each for each in self._timeline if each["what"] == "service"]
-        return cost_usd((each["end_s"] - each["start_s"], clusters[each["name"]]) for each in lives)
+        lives = [span for span in self.journal.timeline if span.what == "service"]
+        return cost_usd((span.end_s - span.start_s, clusters[span.name]) for span in lives)
 
     def _is_too_dear(self, trials: list[Trial]) -> bool:
         """Whether the services so far, which may have taken longer than estimated, have used up `max_cost_usd`."""
@@ -426,64 +301,11 @@ class Run:
             self._record_failure(trial, "service", text, self.paths.root)
         return True
 
-    def _write_run(self) -> None:
-        results.write_json(self.paths.run_json, self._record)
 
-
-def recorded_plan(paths: RunPaths) -> Plan:
-    """The plan of an earlier run, from its own records. Raises ConfigError."""
-    arms = []
-    try:
-        record = results.read_json(paths.run_json)
-        for arm in record["plan"]["arms"]:
-            saved = OmegaConf.load(paths.hydra_dir(arm["name"]) / "config.yaml")
-            composed = OmegaConf.merge(OmegaConf.structured(Config), saved)
-            assert isinstance(composed, DictConfig)
-            levels, key = tuple(arm["levels"]), arm["service_key"]
-            arms.append(Arm(arm["name"], arm["axes"], parse(composed), levels, key, arm["copy"]))
-        return plan_arms(arms, record["seed"])
-    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:  # missing, or not ours
-        raise ConfigError(repr(error)) from error
-
-
-def keep_hydra_record(plan: Plan, paths: RunPaths) -> None:
-    """Copy Hydra's own record of each arm out of its temporary directory."""
-    for arm in plan.arms:
-        assert arm.hydra_dir is not None
-        shutil.copytree(arm.hydra_dir, paths.hydra_dir(arm.name))
-
-
-def claim(root: Path) -> int:
-    """Hold a directory until this process ends, so that nobody resumes a run that is still going, or clears it away.
-
-    Raises ConfigError when another one holds it.
-    """
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"{root} is still being written by another orchestrator") from None
-    return descriptor
-
-
-def _is_far(distance_ms: float | None, metrics: Mapping[str, Any]) -> bool:
+def _is_far(distance_ms: float | None, metrics: Metrics) -> bool:
     """Whether at least half of what a request takes is the way there and back."""
-    latency_ms = metrics["latency_p50_ms"]
+    latency_ms = metrics.latency_p50_ms
     return distance_ms is not None and latency_ms is not None and distance_ms > latency_ms / 2
-
-
-def _healthy_snapshot(running: Running) -> dict[str, Any] | None:
-    deadline = time.monotonic() + _HEALTHY_TIMEOUT_S
-    while True:
-        snapshot = running.snapshot()
-        if snapshot is None:
-            return None
-        if not snapshot["unhealthy"] and snapshot["listener"] is not None:
-            return snapshot
-        if time.monotonic() > deadline:
-            found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
-            raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
-        time.sleep(0.5)
 
 
 def _client(config: Config, token: Secret | None) -> LocustClient | VllmBenchClient:
@@ -496,96 +318,3 @@ def _client(config: Config, token: Secret | None) -> LocustClient | VllmBenchCli
     # More processes than cores would only start late and stand in each other's way.
     num_processes = min(config.cluster.client_processes, len(os.sched_getaffinity(0)))
     return LocustClient(client.locustfile, client.options, num_processes, env)
-
-
-def _check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Without its engine a server only answers with errors: there is nothing to measure. Raises TrialError."""
-    if before["actors"] is None or after["actors"] is None:
-        return
-    alive = {actor["id"] for actor in after["actors"]}
-    gone = [each for each in before["actors"] if each["kind"] == ENGINE_KIND and each["id"] not in alive]
-    if gone:
-        names = ", ".join(f"{each['name']} (pid {each['pid']})" for each in gone)
-        raise TrialError(f"the engine {names} died under load; its log: {gone[0].get('log')}")
-
-
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Actors that were there before the load and are not after it, and what Serve calls unhealthy now.
-
-    Ray restarts an actor under its old id, so the same one is the same id in the same process.
-    """
-    if before["actors"] is None or after["actors"] is None:  # nobody answered who could tell
-        return {"restarted": None, "failed": None, "actors": None}
-    alive = {(actor["id"], actor["pid"]) for actor in after["actors"]}
-    gone = [actor for actor in before["actors"] if (actor["id"], actor["pid"]) not in alive]
-    failed = [actor["name"] for actor in gone if actor["kind"] != "ServeReplica"] + after["unhealthy"]
-    if after["listener"] is None:
-        failed.append("HTTP listener")
-    return {
-        "restarted": [actor["name"] for actor in gone if actor["kind"] == "ServeReplica"],
-        "failed": failed,
-        "actors": [actor["name"] for actor in after["actors"]],
-    }
-
-
-def _plan_record(plan: Plan) -> dict[str, Any]:
-    return {
-        "arms": [
-            {
-                "name": arm.name,
-                "axes": dict(arm.axes),
-                "levels": list(arm.levels),
-                "copy": arm.copy,
-                "service_key": arm.key,
-            }
-            for arm in plan.arms
-        ],
-        "services": [[service.label for service in wave.services] for wave in plan.waves],
-        "trials": [f"{trial.arm.name}/{trial.id}" for trial in plan.trials],
-    }
-
-
-def _compare_record(plan: Plan) -> dict[str, Any]:
-    first = plan.arms[0]
-    return {
-        "treatment": list(first.treatment),
-        "baseline": first.config.compare.baseline,
-        "margin": first.config.compare.margin,
-        "max_looks": first.config.compare.max_looks,
-        "repeats": first.config.sweep.repeats,
-        "redeploy": first.config.cluster.redeploy.value,
-    }
-
-
-def _load_mode(trial: Trial) -> str:
-    return "open" if trial.arm.offered_rps else trial.arm.config.sweep.load.value
-
-
-def _planned_row(trial: Trial, run_id: str) -> dict[str, Any]:
-    config: Config = trial.arm.config
-    return {
-        "run_id": run_id,
-        "arm": trial.arm.name,
-        "trial_id": trial.id,
-        "repeat": trial.repeat,
-        "state": "planned",
-        "workload": config.workload.name,
-        "profile": config.profile.name,
-        "cluster": config.cluster.name,
-        "service_key": trial.arm.key,
-        "load_mode": _load_mode(trial),
-        "concurrency": None if trial.arm.offered_rps else trial.concurrency,
-        "offered_rps": trial.arm.offered_rps,
-        "duration_s": config.sweep.duration_s,
-        "num_replicas": config.workload.num_replicas,
-        "valid": None,
-        "invalid_reasons": None,
-    }
-
-
-def _key(trial: Trial) -> tuple[str, str]:
-    return trial.arm.name, trial.id
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

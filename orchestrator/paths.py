@@ -35,22 +35,6 @@ def safe_name(name: str) -> str:
     return f"{cleaned[: _MAX_NAME_CHARS - 9]}~{digest}"
 
 
-def level_name(*, concurrency: int | None = None, offered_rps: float | None = None) -> str:
-    """`c0010`: 10 clients in closed loop. `r000250.00`: 250 requests/s in open loop. Sorts like the number.
-
-    Raises `ValueError` for a level that is not positive or a rate that two decimals cannot tell apart.
-    """
-    if concurrency is not None:
-        assert offered_rps is None, "a level is one of concurrency and offered_rps"
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
-        return f"c{concurrency:04d}"
-    assert offered_rps is not None, "a level is one of concurrency and offered_rps"
-    if not 0 < offered_rps < float("inf") or round(offered_rps, 2) != offered_rps:
-        raise ValueError(f"offered_rps must be positive, with at most two decimals, got {offered_rps}")
-    return f"r{offered_rps:09.2f}"
-
-
 def trial_id(level: str, repeat: int) -> str:
     """`c0010-r0`: unique within an arm."""
     return f"{level}-r{repeat}"
@@ -58,7 +42,7 @@ def trial_id(level: str, repeat: int) -> str:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Paths of one run. `arm` is a `safe_name`, `level` a `level_name`, `repeat` counts from 0."""
+    """Paths of one run. `arm` is a `safe_name`, `level` a `Level.name`, `repeat` counts from 0."""
 
     root: Path
 

@@ -7,19 +7,26 @@ overwrites their environment) an open file below that directory.
 
 import contextlib
 import ctypes
-import json
+import fcntl
+import functools
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 
+from orchestrator import provenance
+from orchestrator.errors import ConfigError
+
 MARKER = "SERVE_ORCHESTRATOR_SERVICE"
+SCRATCH_PREFIX = "serve-orchestrator-"  # of the directories where Hydra writes while it composes
 
 # What a child process may inherit. Everything else (RAY_*, VLLM_*, LOCUST_*, OMP_*, proxies, credentials) stays out:
 # a flag exported in the calling shell must not reach a service that does not declare it.
@@ -84,6 +91,19 @@ def interruptible() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def claim(root: Path) -> int:
+    """Hold a directory until this process ends, so that nobody resumes a run that is still going, or clears it away.
+
+    Raises ConfigError when another one holds it.
+    """
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{root} is still being written by another orchestrator") from None
+    return descriptor
+
+
 def clean_environment() -> dict[str, str]:
     """The part of our own environment that child processes start from."""
     return {name: os.environ[name] for name in _INHERITED if name in os.environ}
@@ -96,19 +116,6 @@ def reportable(env: Mapping[str, str], declared: Mapping[str, str]) -> dict[str,
         for name, value in sorted(env.items())
         if (name in declared or name.startswith(_REPORTED_PREFIXES)) and not any(part in name for part in _SECRET_PARTS)
     }
-
-
-def protocol_channel() -> TextIO:
-    """In a child: standard output for our lines alone; whatever else is printed goes to the log, which is stderr."""
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return channel
-
-
-def say(channel: TextIO, **message: Any) -> None:
-    """One line of JSON from a child to its parent."""
-    channel.write(json.dumps(message) + "\n")
-    channel.flush()
 
 
 def die_with_parent() -> None:
@@ -187,3 +194,44 @@ def _shared_memory(process: psutil.Process) -> set[Path]:
     except OSError:
         return set()
     return {Path("/dev/shm") / name for name in re.findall(r"/dev/shm/(psm_\w+)$", maps, re.MULTILINE)}
+
+
+def is_claimed(directory: Path) -> bool:
+    """Whether a live orchestrator holds this service directory."""
+    claim = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(claim)
+    return False
+
+
+def client_environment() -> dict[str, str]:
+    """The clean environment plus what a child needs to import the workloads: nothing of any service's."""
+    search = os.pathsep.join(map(str, provenance.search_path()))
+    return clean_environment() | {"PYTHONPATH": search, "PYTHONUNBUFFERED": "1"}
+
+
+@functools.cache  # arms share modules
+def import_trouble(module: str, timeout_s: float) -> str | None:
+    """Import a module, or run a .py file, in a child process: what went wrong, with the end of its traceback."""
+    load = f"import runpy; runpy.run_path({module!r})" if module.endswith(".py") else f"import {module}"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", load],
+            env=client_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        return f"is not imported after {timeout_s:g} s"
+    return f"does not import:\n{last_lines(done.stderr, 4)}" if done.returncode else None
+
+
+def last_lines(text: str, count: int) -> str:
+    """The end of a log or a traceback."""
+    return "\n".join(text.strip().splitlines()[-count:])

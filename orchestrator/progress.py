@@ -17,9 +17,13 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Column, Table
 
-from orchestrator.clients.processes import Live
+from orchestrator.arms import comparisons, primary_cells
+from orchestrator.clients.base import Live
 from orchestrator.config import Redeploy
-from orchestrator.plan import Plan, Service, Trial, comparisons, hourly_usd, machines, primary_cells
+from orchestrator.cost import hourly_usd, machines
+from orchestrator.load.level import Level
+from orchestrator.plan import Plan, Service, Trial
+from orchestrator.results.records import PLANNED, SummaryRow
 
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
 _STREAM_COLUMNS = {
@@ -89,12 +93,12 @@ class Progress:
             f"p99 {_number(live.latency_p99_ms)} ms  {live.num_failed} errors"
         )
 
-    def trial_done(self, trial: Trial, row: Mapping[str, Any], details: Mapping[str, str]) -> None:
-        verdict = "[green]VALID[/green]" if row["valid"] else f"[red]INVALID[/red] {row['invalid_reasons']}"
+    def trial_done(self, trial: Trial, row: SummaryRow, details: Mapping[str, str]) -> None:
+        verdict = "[green]VALID[/green]" if row.valid else f"[red]INVALID[/red] {row.invalid_reasons}"
         self._trial_ended(
             trial,
-            f"{_number(row['throughput_rps'])} req/s  p50 {_number(row['latency_p50_ms'])} ms  "
-            f"p99 {_number(row['latency_p99_ms'])} ms  {verdict}",
+            f"{_number(row.throughput_rps)} req/s  p50 {_number(row.latency_p50_ms)} ms  "
+            f"p99 {_number(row.latency_p99_ms)} ms  {verdict}",
         )
         for text in details.values():
             line(f"      {escape(text)}")
@@ -123,7 +127,7 @@ class Progress:
 
 
 def _name(trial: Trial) -> str:
-    return f"{trial.arm.name} c={trial.concurrency} r{trial.repeat}"
+    return f"{trial.arm.name} {trial.level.short_text} r{trial.repeat}"
 
 
 def print_plan(plan: Plan) -> None:
@@ -131,7 +135,7 @@ def print_plan(plan: Plan) -> None:
     table = Table(*(Column(name, overflow="fold") for name in ("arm", "levels", "flags")), box=None, pad_edge=False)
     for arm in plan.arms:
         flags = " ".join(f"{name}={value}" for name, value in arm.config.profile.env.items())
-        table.add_row(escape(arm.name), " ".join(map(str, arm.levels)), escape(flags) or "(none)")
+        table.add_row(escape(arm.name), " ".join(level.short_text for level in arm.levels), escape(flags) or "(none)")
     console.print(table)
     if any(arm.config.workload.server is not None for arm in plan.arms):
         line("\nA workload without Ray Serve has no flags: it is measured once, whatever profiles are swept.")
@@ -153,7 +157,9 @@ def print_plan(plan: Plan) -> None:
     looks = f"{compare.max_looks} look{'s' if compare.max_looks > 1 else ''}"
     for cell in primary_cells(plan.arms):
         if cell["candidate"]:
-            what = f"{cell['candidate']} against {cell['baseline']}: throughput at {cell['level']}"
+            what = (
+                f"{cell['candidate']} against {cell['baseline']}: {cell['metric']} at {Level.parse(cell['level']).text}"
+            )
             line(f"Judged: {escape(what)}, margin {100 * compare.margin:g} %, {looks}")
     _print_order(plan)
 
@@ -181,13 +187,13 @@ def _cost(plan: Plan) -> str:
     return f"about {cost:.2f} USD at {each} USD an hour a service (cluster.usd_per_hour)"
 
 
-def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+def print_results(plan: Plan, rows: Sequence[SummaryRow]) -> None:
     """What each arm did at each level: medians over the VALID repeats. Ratios and verdicts are analysis' part."""
     for arms in comparisons(plan.arms):
         workloads = ", ".join(dict.fromkeys(arm.config.workload.name for arm in arms))
         title = ", ".join(f"{axis}={value}" for axis, value in arms[0].other_axes) or workloads
         names = {arm.name for arm in arms}
-        streamed = any(row["arm"] in names and row.get("ttft_p50_ms") is not None for row in rows)
+        streamed = any(row.arm in names and row.ttft_p50_ms is not None for row in rows)
         columns = _STREAM_COLUMNS if streamed else _COLUMNS
         table = Table(
             title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
@@ -203,12 +209,13 @@ def print_results(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     console.print("- : no VALID point, or too few samples to say (a p99 needs 1,000). TTFT, TPOT: medians.")
 
 
-def _result_cells(arm: str, level: int, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
-    ran = [row for row in rows if (row["arm"], row["concurrency"]) == (arm, level) and row["state"] != "planned"]
-    valid = [row for row in ran if row["valid"]]
-    values = [[row[column] for row in valid if row[column] is not None] for column in columns]
+def _result_cells(arm: str, level: Level, rows: Sequence[SummaryRow], columns: Mapping[str, str]) -> list[str]:
+    where = (arm, level.concurrency, level.offered_rps)
+    ran = [row for row in rows if (row.arm, row.concurrency, row.offered_rps) == where and row.state != PLANNED]
+    valid = [row for row in ran if row.valid]
+    values = [[v for row in valid if (v := getattr(row, column)) is not None] for column in columns]
     medians = [_number(statistics.median(each) if each else None) for each in values]
-    return [f"c={level}", escape(arm), *medians, f"{len(valid)}/{len(ran)}"]
+    return [level.short_text, escape(arm), *medians, f"{len(valid)}/{len(ran)}"]
 
 
 def _number(value: float | None) -> str:

@@ -7,6 +7,8 @@ import hydra
 import hypothesis
 import pytest
 
+from orchestrator.application import check_replicas
+from orchestrator.clients.check import check_client
 from orchestrator.config import Config, parse, register
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,12 +20,15 @@ hypothesis.settings.load_profile("shared machine")
 
 @pytest.fixture
 def compose(monkeypatch: pytest.MonkeyPatch) -> Compose:
-    """`compose("workload=recsys", ...)`: the parsed config that these overrides give."""
+    """`compose("workload=recsys", ...)`: the config that these overrides give, parsed and checked."""
     monkeypatch.setenv("SERVE_ORCHESTRATOR_SCRATCH", "unused")
     register()
 
     def run(*overrides: str) -> Config:
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return parse(hydra.compose("config", overrides=list(overrides)))
+            config = parse(hydra.compose("config", overrides=list(overrides)))
+        check_replicas(config)
+        check_client(config)
+        return config
 
     return run

@@ -1,6 +1,7 @@
 """Run directories as the orchestrator writes them, with requests that are drawn instead of sent."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,22 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from orchestrator import results
-from orchestrator.paths import RunPaths, level_name, safe_name, trial_id
+from orchestrator.journal import Journal
+from orchestrator.load.level import Level
+from orchestrator.paths import RunPaths, safe_name, trial_id
+from orchestrator.results.records import (
+    ClientFacts,
+    Declaration,
+    Metrics,
+    PlannedArm,
+    PlanRecord,
+    PrimaryCell,
+    RunRecord,
+    SummaryRow,
+    TrialRecord,
+)
+from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, write_samples
 
-COMPARE = {
-    "treatment": ["profile"],
-    "baseline": None,
-    "margin": 0.05,
-    "max_looks": 1,
-    "repeats": 3,
-    "redeploy": "per_repeat",
-}
 VALIDITY = {"max_error_ratio": 0.01}
 
 
@@ -45,63 +51,63 @@ def make_run(
     paths = RunPaths(directory)
     directory.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    rows, arms = [], []
-    for arm, speed in speeds.items():
-        profile = arm.partition("~")[0]
-        arms.append(
-            {
-                "name": safe_name(arm),
-                "axes": {"profile": profile},
-                "levels": list(levels),
-                "copy": int("~" in arm),
-                "service_key": f"key-{profile}",
-            }
-        )
-        _write_config(paths, arm, profile, (config or {}).get(arm, {}))
-        for repeat in range(repeats):
-            _write_effective(paths, arm, profile, repeat, (effective or {}).get(arm, {}))
-            deployed = speed * np.exp(rng.normal(0, noise))
-            for level in levels:
-                where = (arm, level, repeat)
-                row = _row(paths, arm, profile, level, repeat)
-                if where in failed:
-                    row["state"] = "failed"
-                    _write_failure(paths, row)
-                elif where not in missing:
-                    row = _measure(paths, row, deployed, rng, where in invalid)
-                rows.append(row)
-    results.write_summary(directory, rows)
-    names = [arm["name"] for arm in arms]
-    cells = [
-        {
-            "axes": {},
-            "baseline": names[0],
-            "candidate": name,
-            "metric": "throughput_rps",
-            "level": level_name(concurrency=max(levels)),
-        }
-        for name in names[1:] or [None]
-    ]
-    record = {
-        "schema_version": 1,
-        "run_id": directory.name,
-        "status": status,
-        "started_at": "2026-11-21T07:00:00+00:00",
-        "finished_at": None if status == "running" else "2026-11-21T07:10:00+00:00",
-        "command": ["profile=baseline,optimized", "-m"],
-        "seed": 7,
-        "plan": {"arms": arms, "services": [], "trials": [f"{row['arm']}/{row['trial_id']}" for row in rows]},
-        "compare": COMPARE | {"repeats": repeats} | compare,
-        "primary_cells": cells,
-        "provenance": {"git": {"commit": "abc", "dirty": False}, "packages": {"ray": "2.60.0"}, "host": {}},
-        "resumed": [],
-        "errors": [],
-        "timeline": [],
-        "cost_usd": None,
-    }
-    assert record.keys() == results.RUN_KEYS.keys()
-    results.write_json(paths.run_json, record)
+    with closing(Journal(paths)) as journal:
+        arms = []
+        for arm, speed in speeds.items():
+            profile = arm.partition("~")[0]
+            arms.append(
+                PlannedArm(
+                    name=safe_name(arm),
+                    axes={"profile": profile},
+                    levels=[Level.of_clients(level).name for level in levels],
+                    copy=int("~" in arm),
+                    service_key=f"key-{profile}",
+                )
+            )
+            _write_config(paths, arm, profile, (config or {}).get(arm, {}))
+            for repeat in range(repeats):
+                _write_effective(journal, arm, profile, repeat, (effective or {}).get(arm, {}))
+                deployed = speed * np.exp(rng.normal(0, noise))
+                for level in levels:
+                    where = (arm, level, repeat)
+                    row = _row(paths, arm, profile, level, repeat)
+                    journal.expect([row])
+                    if where in failed:
+                        error = "DEPLOY_FAILED: no luck"
+                        journal.fail(row.arm, row.trial_id, "service", error, directory / "services" / "x")
+                    elif where not in missing:
+                        journal.record(_measure(paths, row, deployed, rng, where in invalid))
+        journal.begin(_record(journal, arms, max(levels), Declaration(**(COMPARE | {"repeats": repeats} | compare))))
+        journal.save() if status == "running" else journal.finish(status)
     return paths
+
+
+COMPARE: dict[str, Any] = {"treatment": ["profile"], "baseline": None, "redeploy": "per_repeat"}
+
+
+def _record(journal: Journal, arms: list[PlannedArm], highest: int, compare: Declaration) -> RunRecord:
+    names = [arm.name for arm in arms]
+    candidates: list[str | None] = [*names[1:]]
+    return RunRecord(
+        run_id=journal.paths.run_id,
+        status="running",
+        started_at="2026-11-21T07:00:00+00:00",
+        command=["profile=baseline,optimized", "-m"],
+        seed=7,
+        plan=PlanRecord(arms=arms, services=[], trials=[f"{row.arm}/{row.trial_id}" for row in journal.rows]),
+        compare=compare,
+        primary_cells=[
+            PrimaryCell(
+                axes={},
+                baseline=names[0],
+                candidate=name,
+                metric="throughput_rps",
+                level=Level.of_clients(highest).name,
+            )
+            for name in candidates or [None]
+        ],
+        provenance={"git": {"commit": "abc", "dirty": False}, "packages": {"ray": "2.60.0"}, "host": {}},
+    )
 
 
 def _write_config(paths: RunPaths, arm: str, profile: str, over: Mapping[str, Any]) -> None:
@@ -124,7 +130,7 @@ def _write_config(paths: RunPaths, arm: str, profile: str, over: Mapping[str, An
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def _write_effective(paths: RunPaths, arm: str, profile: str, repeat: int, over: Mapping[str, Any]) -> None:
+def _write_effective(journal: Journal, arm: str, profile: str, repeat: int, over: Mapping[str, Any]) -> None:
     env = {"RAY_SERVE_FLAG": "1"} if profile == "optimized" else {}
     actors = [
         {
@@ -136,85 +142,90 @@ def _write_effective(paths: RunPaths, arm: str, profile: str, repeat: int, over:
         }
         for kind in ("ServeController", "ServeReplica")
     ]
-    folder = paths.service_dir(safe_name(arm), repeat)
+    folder = journal.paths.service_dir(safe_name(arm), repeat)
     folder.mkdir(parents=True)
-    results.write_json(
-        folder / "effective.json",
-        {
-            "schema_version": 1,
-            "service_key": f"key-{profile}",
-            "declared_env": env,
-            "actors": actors,
-            "flag_effects": {},
-            "consequences": {},
-            "warnings": over.get("warnings", []),
-            "isolation_env": ["RAY_PORT"],
-            "listener": {"process": "python", "pid": 1},
-            "versions": {"ray": "2.60.0", **over.get("versions", {})},
-            "hardware": {"num_logical_cpus": 2, "ray_resources": {"memory": repeat}, **over.get("hardware", {})},
-        },
-    )
+    told = {
+        "declared_env": env,
+        "actors": actors,
+        "warnings": over.get("warnings", []),
+        "isolation_env": ["RAY_PORT"],
+        "listener": {"process": "python", "pid": 1},
+        "versions": {"ray": "2.60.0", **over.get("versions", {})},
+        "hardware": {"num_logical_cpus": 2, "ray_resources": {"memory": repeat}, **over.get("hardware", {})},
+    }
+    journal.read_back(folder, f"key-{profile}", told)
 
 
-def _row(paths: RunPaths, arm: str, profile: str, level: int, repeat: int) -> dict[str, Any]:
-    return {
-        "run_id": paths.run_id,
-        "arm": safe_name(arm),
-        "trial_id": trial_id(level_name(concurrency=level), repeat),
-        "repeat": repeat,
-        "state": "planned",
+def planned_row(**known: Any) -> SummaryRow:
+    """A trial of four clients that was not measured yet, but for what is known of it."""
+    usual: dict[str, Any] = {
+        "run_id": "r",
+        "arm": "baseline",
+        "trial_id": "c0004-r0",
+        "repeat": 0,
         "workload": "unary",
-        "profile": profile,
+        "profile": "baseline",
         "cluster": "local",
-        "service_key": f"key-{profile}",
+        "service_key": "key-baseline",
         "load_mode": "closed",
-        "concurrency": level,
+        "concurrency": 4,
         "duration_s": 4.0,
         "num_replicas": 1,
     }
+    return SummaryRow(**(usual | known))
 
 
-def _measure(
-    paths: RunPaths, row: dict[str, Any], speed: float, rng: np.random.Generator, invalid: bool
-) -> dict[str, Any]:
-    samples = draw_samples(row["concurrency"], speed, row["duration_s"], rng)
-    directory = paths.trial_dir(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
-    directory.mkdir(parents=True)
-    results.write_samples(directory / "samples.parquet", samples)
-    metrics = results.compute_metrics(samples, row["duration_s"], {"latency_p99_ms": 500})
-    client = dict.fromkeys(results.CLIENT_KEYS, None) | {
-        "num_requests": len(samples),
-        "num_processes": 1,
-        "cpu_ratio": 0.1,
-        "latency_resolution_ms": 0.0,
-        "versions": {"locust": "2.47.0"},
-    }
-    trial = {
-        "schema_version": 1,
-        "level": level_name(concurrency=row["concurrency"]),
-        **{name: row[name] for name in ("trial_id", "run_id", "arm", "repeat", "load_mode", "concurrency")},
-        "offered_rps": None,
-        "service_key": row["service_key"],
+def trial_record(row: SummaryRow, **found: Any) -> TrialRecord:
+    """A complete, VALID trial without a figure, but for what was found."""
+    usual: dict[str, Any] = {
+        **{name: getattr(row, name) for name in ("trial_id", "run_id", "arm", "repeat", "load_mode", "concurrency")},
+        "level": row.trial_id.rpartition("-r")[0],
+        "service_key": row.service_key,
         "started_at": "2026-11-21T07:00:00+00:00",
         "finished_at": "2026-11-21T07:00:10+00:00",
-        "duration_s": row["duration_s"],
+        "duration_s": row.duration_s,
         "warmup_s": 1.0,
         "ramp_up_s": 0.5,
         "drain_s": 1.0,
-        "client": client,
-        "server": None,
-        "round_trip_ms": None,
-        "metrics": metrics,
-        "whole_run": None,
-        "valid": not invalid,
-        "invalid_reasons": ["drift"] if invalid else [],
-        "invalid_details": {"drift": "Throughput changed by +30%."} if invalid else {},
+        "client": ClientFacts(),
+        "metrics": Metrics(),
+        "valid": True,
+        "invalid_reasons": [],
+        "invalid_details": {},
         "unchecked": [],
         "notes": ["colocated_client"],
     }
-    assert trial.keys() == results.TRIAL_KEYS.keys()
-    results.write_json(directory / "trial.json", trial)
-    return results.summary_row(row | {"state": "complete"}, trial)
+    return TrialRecord(**(usual | found))
+
+
+def _row(paths: RunPaths, arm: str, profile: str, level: int, repeat: int) -> SummaryRow:
+    return planned_row(
+        run_id=paths.run_id,
+        arm=safe_name(arm),
+        trial_id=trial_id(Level.of_clients(level).name, repeat),
+        repeat=repeat,
+        profile=profile,
+        service_key=f"key-{profile}",
+        concurrency=level,
+    )
+
+
+def _measure(paths: RunPaths, row: SummaryRow, speed: float, rng: np.random.Generator, invalid: bool) -> TrialRecord:
+    assert row.concurrency is not None
+    assert row.duration_s is not None
+    samples = draw_samples(row.concurrency, speed, row.duration_s, rng)
+    path = paths.samples(row.arm, Level.of_clients(row.concurrency).name, row.repeat)
+    path.parent.mkdir(parents=True)
+    write_samples(path, samples)
+    client = {"num_requests": len(samples), "num_processes": 1, "cpu_ratio": 0.1, "latency_resolution_ms": 0.0}
+    return trial_record(
+        row,
+        client=ClientFacts(**client, versions={"locust": "2.47.0"}),
+        metrics=compute_metrics(samples, row.duration_s, {"latency_p99_ms": 500}),
+        valid=not invalid,
+        invalid_reasons=["drift"] if invalid else [],
+        invalid_details={"drift": "Throughput changed by +30%."} if invalid else {},
+    )
 
 
 def draw_samples(concurrency: int, speed: float, duration_s: float, rng: np.random.Generator) -> pa.Table:
@@ -226,23 +237,8 @@ def draw_samples(concurrency: int, speed: float, duration_s: float, rng: np.rand
     sent, latency = sent_at_s[keep], latency_s[keep] * 1000
     order = np.argsort(sent)
     columns: dict[str, Any] = {
-        name: pa.nulls(len(sent), results.SAMPLES_SCHEMA.field(name).type) for name in results.SAMPLES_SCHEMA.names
+        name: pa.nulls(len(sent), SAMPLES_SCHEMA.field(name).type) for name in SAMPLES_SCHEMA.names
     }
     columns |= {"sent_at_s": sent[order], "latency_ms": latency[order], "ok": np.ones(len(sent), bool)}
     columns["client_process"] = np.zeros(len(sent), np.int16)
-    return pa.table(columns, schema=results.SAMPLES_SCHEMA)
-
-
-def _write_failure(paths: RunPaths, row: Mapping[str, Any]) -> None:
-    path = paths.failure_json(row["arm"], level_name(concurrency=row["concurrency"]), row["repeat"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    results.write_json(
-        path,
-        {
-            "schema_version": 1,
-            **{name: row[name] for name in ("trial_id", "arm", "repeat")},
-            "stage": "service",
-            "error": "DEPLOY_FAILED: no luck",
-            "log": "services/x",
-        },
-    )
+    return pa.table(columns, schema=SAMPLES_SCHEMA)

@@ -9,7 +9,7 @@ import threading
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import results
 from orchestrator.clusters import anyscale as backend
 from orchestrator.clusters.anyscale import (
     PROBE_ROUTE,
@@ -27,10 +26,12 @@ from orchestrator.clusters.anyscale import (
     render_service,
     service_yaml,
 )
-from orchestrator.clusters.remote import ServiceName, stage
+from orchestrator.clusters.base import ServiceName
+from orchestrator.clusters.remote import stage
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import Interrupted, interruptible
+from orchestrator.results.records import Effective, keys
 from tests.anyscale_standin import Fault, Instant, Service, StandIn, healthy
 from tests.conftest import Compose
 
@@ -193,10 +194,26 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
             assert not [each for each in secret if each and each.encode() in path.read_bytes()], path
 
 
+@contextmanager
+def living(
+    config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
+) -> Iterator[AnyscaleService]:
+    """As `execute` has it: stopped whatever happens. Raises ServiceError with what is left."""
+    service = Anyscale().service(config, name, log_dir, on_status)
+    try:
+        service.start()
+        yield service
+    finally:
+        left = service.stop()
+        assert service.stop() == left
+        if left:
+            raise ServiceError(left)
+
+
 def run(config: Config, log_dir: Path, on_status: Callable[[str], None] = lambda text: None) -> AnyscaleService:
     """A whole life, up to ready and down again."""
     log_dir.mkdir()
-    with Anyscale().service(config, NAME, log_dir, on_status) as service:
+    with living(config, NAME, log_dir, on_status) as service:
         service.wait_ready()
         service.snapshot()
     return service
@@ -217,14 +234,14 @@ def test_life_of_a_service(cloud: StandIn, make: Make, tmp_path: Path) -> None:
     texts: list[str] = []
     log_dir = tmp_path / "service"
     log_dir.mkdir()
-    with Anyscale().service(config, NAME, log_dir, texts.append) as service:
+    with living(config, NAME, log_dir, texts.append) as service:
         assert calls(cloud) == ["apply"]
         service.wait_ready()
         known = cloud.services[SERVICE]
         assert service.urls == [known.base_url]
         assert service.token is not None
         assert service.token.reveal() == known.auth_token
-        assert service.effective.keys() == results.EFFECTIVE_KEYS.keys() - {"schema_version", "service_key"}
+        assert service.effective.keys() == keys(Effective).keys() - {"schema_version", "service_key"}
         assert [actor["name"] for actor in service.snapshot()["actors"]] == ["SERVE_CONTROLLER_ACTOR"]
         assert known.env_vars["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "1"
         assert known.image_uri == config.cluster.image_uri
@@ -328,7 +345,7 @@ def test_somebody_else_ends_it_while_it_starts(cloud: StandIn, make: Make, tmp_p
 
 @needs_sdk
 def test_somebody_else_ends_it_while_it_runs(cloud: StandIn, make: Make, tmp_path: Path) -> None:
-    with Anyscale().service(make(), NAME, tmp_path, lambda text: None) as service:
+    with living(make(), NAME, tmp_path, lambda text: None) as service:
         service.wait_ready()
         ask_to_terminate(cloud)
         with pytest.raises(ServiceError, match=f"{SERVICE}: it is TERMINAT.*, not RUNNING"):
@@ -363,7 +380,7 @@ def test_what_will_not_end_is_told_with_the_command(
 
 @needs_sdk
 def test_a_service_of_somebody_else_is_left_alone(cloud: StandIn, make: Make, tmp_path: Path) -> None:
-    with Anyscale().service(make(), NAME, tmp_path, lambda text: None) as service:
+    with living(make(), NAME, tmp_path, lambda text: None) as service:
         service.wait_ready()
         with pytest.raises(ServiceError, match="exists already and is RUNNING"):
             run(make(), tmp_path / "second")
@@ -387,7 +404,7 @@ def test_ready_is_when_the_last_version_is_alone(cloud: StandIn, make: Make, tmp
     """Lost answers make the SDK apply four times; meanwhile the service says RUNNING, of an earlier one."""
     cloud._startup_s = 2.0
     cloud.misbehave("apply", Fault(drop="after", state="RUNNING", for_s=1.0), times=3)
-    with Anyscale().service(make(), NAME, tmp_path, lambda text: None) as service:
+    with living(make(), NAME, tmp_path, lambda text: None) as service:
         service.wait_ready()
         known = cloud.services[SERVICE]
         assert len(known.versions) == 4
@@ -431,7 +448,8 @@ def test_an_interrupt_leaves_nothing(
 
     cloud.misbehave("apply", Fault(delay_s=1.0, state="STARTING", for_s=2.0))
     with pytest.raises(Interrupted) as interrupted, interruptible():
-        run(make(), tmp_path / "service", on_status)
+        # The SDK's process was ended with what it was asked, and takes seconds to start again.
+        run(make(terminate_timeout_s=60), tmp_path / "service", on_status)
     assert interrupted.value.signum == signum
     assert states(cloud) == {"TERMINATED"} or (when == "deploying" and not cloud.services)
 
@@ -443,9 +461,7 @@ def test_several_end_side_by_side(cloud: StandIn, make: Make, tmp_path: Path) ->
         for index in range(2):
             (tmp_path / str(index)).mkdir()
             name = dataclasses.replace(NAME, index=index)
-            services.append(
-                live.enter_context(Anyscale().service(make(), name, tmp_path / str(index), lambda text: None))
-            )
+            services.append(live.enter_context(living(make(), name, tmp_path / str(index), lambda text: None)))
         for service in services:
             service.wait_ready()
         for service in services:

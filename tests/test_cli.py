@@ -1,17 +1,22 @@
 """The command as a user types it, up to the first deployment: refusals, dry runs, help. Starts no Ray."""
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
-from orchestrator import execute
-from orchestrator.process import members
+from orchestrator import __main__ as orchestrator_main
+from orchestrator.config import Config, register
+from orchestrator.process import claim, members
 from tests.conftest import ROOT
 
 BROKEN = {
@@ -41,6 +46,44 @@ def refused(outputs: Path, *arguments: str) -> str:
     assert not outputs.exists()
     assert members(outputs) == []
     return printed
+
+
+def test_each_job_is_composed_once_and_as_hydra_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each file is read: once for all jobs."""
+    arguments = ["workload=streaming,recsys", "profile=baseline,optimized", "++sweep.repeats=2", "-m"]
+    monkeypatch.setattr(sys, "argv", ["orchestrator", *arguments])
+    monkeypatch.setenv("HYDRA_MAIN_MODULE", "__main__")  # as python -m has it: conf/ is found beside the file
+    composed: list[list[str]] = []
+    load_sweep_config = ConfigLoaderImpl.load_sweep_config
+
+    def counted(loader: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composed.append(sweep_overrides)
+        return load_sweep_config(loader, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
+    register()
+
+    def jobs(scratch: Path) -> list[tuple[Config, dict[str, Any]]]:
+        monkeypatch.setenv(orchestrator_main.SCRATCH, str(scratch))
+        return [
+            (
+                job.config,
+                {path.name: path.read_text().replace(str(scratch), "") for path in job.hydra_dir.iterdir()},
+            )
+            for job in orchestrator_main._compose(arguments)
+            if job.hydra_dir
+        ]
+
+    ours = jobs(tmp_path / "ours")
+    assert [each[:2] for each in composed] == [
+        [f"workload={workload}", f"profile={profile}"]
+        for workload in ("streaming", "recsys")
+        for profile in ("baseline", "optimized")
+    ]
+    assert {name for _, files in ours for name in files} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    monkeypatch.setattr(orchestrator_main, "once_a_job", contextlib.nullcontext)
+    assert jobs(tmp_path / "hydras") == ours
+    assert len(composed) == 3 * len(ours)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +178,7 @@ def test_cleanup_removes_what_a_killed_composition_left(tmp_path: Path) -> None:
     left, held = tmp_path / "serve-orchestrator-left", tmp_path / "serve-orchestrator-held"
     left.mkdir()
     held.mkdir()
-    claimed = execute.claim(held)
+    claimed = claim(held)
     command = [sys.executable, "-m", "orchestrator.cleanup", "--yes", str(tmp_path)]
     told = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60
@@ -192,7 +235,7 @@ def arms_and_levels(output: str) -> dict[str, int]:
     rows = [
         line.split() for line in output.splitlines() if "," in line.split(" ")[0] or line.startswith(("base", "ha"))
     ]
-    return {row[0]: sum(word.isdigit() for word in row[1:]) for row in rows}
+    return {row[0]: sum(word.startswith("c=") for word in row[1:]) for row in rows}
 
 
 def test_all_on_8x_dry_run(tmp_path: Path) -> None:
@@ -222,8 +265,19 @@ def test_help_and_cfg_exit_0_and_leave_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["+experiment=all_on_8x", "dry_run=true"]])
-def test_heavy_packages_are_not_imported(tmp_path: Path, arguments: list[str]) -> None:
+CHILDRENS = {"ray", "torch", "anyscale", "vllm", "locust", "gevent", "fastapi"}
+RUNS = {"numpy", "pandas", "pyarrow", "scipy", "matplotlib", "rich"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "not_imported"),
+    [
+        (["--help"], CHILDRENS | RUNS),
+        (["--cfg=job"], CHILDRENS | RUNS),
+        (["+experiment=all_on_8x", "dry_run=true"], CHILDRENS),
+    ],
+)
+def test_heavy_packages_are_not_imported(tmp_path: Path, arguments: list[str], not_imported: set[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "orchestrator", f"outputs={tmp_path}", *arguments],
         cwd=ROOT,
@@ -234,4 +288,4 @@ def test_heavy_packages_are_not_imported(tmp_path: Path, arguments: list[str]) -
     assert done.returncode == 0, done.stderr
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "hydra" in imported
-    assert imported.isdisjoint({"ray", "torch", "anyscale", "vllm", "locust", "gevent", "fastapi"})
+    assert imported.isdisjoint(not_imported)

@@ -13,7 +13,8 @@ from scipy.stats import ttest_rel
 from analysis import compare, load
 from analysis.compare import Comparison, IncomparableError, Pair
 from analysis.load import Arm, LoadError, Run
-from orchestrator import results
+from orchestrator.results.records import read_json, write_json
+from orchestrator.results.samples import read_samples, write_samples
 from tests.runs import make_run
 
 TWO = {"baseline": 20.0, "optimized": 30.0}
@@ -165,7 +166,7 @@ def test_a_way_longer_than_the_effect_is_told(run_of: MakeRun) -> None:
     for way_ms, told in ((10.0, False), (20.0, True)):
         run = run_of(f"run-{way_ms:g}", TWO, repeats=3)
         for path in run.paths.root.glob("*/trials/*/trial.json"):
-            results.write_json(path, results.read_json(path) | {"round_trip_ms": way_ms})
+            write_json(path, read_json(path) | {"round_trip_ms": way_ms})
         warnings = only(load.load_run(run.paths.root)).warnings
         assert any("the way to the service and back takes 20 ms" in each for each in warnings) == told, warnings
 
@@ -335,8 +336,8 @@ def test_what_the_flags_entail_is_a_consequence(run_of: MakeRun) -> None:
 def test_samples_that_do_not_say_what_the_record_says(run_of: MakeRun) -> None:
     run = run_of("run", TWO)
     path = run.paths.samples("baseline", "c0016", 1)
-    samples = results.read_samples(path)
-    results.write_samples(path, samples.slice(0, len(samples) // 2))
+    samples = read_samples(path)
+    write_samples(path, samples.slice(0, len(samples) // 2))
     with pytest.raises(IncomparableError, match=r"c0016-r1.*trial\.json says"):
         only(run)
     path.write_bytes(path.read_bytes()[:-100])
@@ -407,9 +408,9 @@ def test_missing_proof_is_said(run_of: MakeRun) -> None:
 def test_the_client_must_be_the_same_in_every_trial(run_of: MakeRun) -> None:
     run = run_of("run", TWO)
     path = run.paths.trial_json("optimized", "c0016", 2)
-    record = results.read_json(path)
+    record = read_json(path)
     record["client"]["versions"] = {"locust": "9.9"}
-    results.write_json(path, record)
+    write_json(path, record)
     with pytest.raises(IncomparableError, match=r"client\.versions\.locust: 2\.47\.0 \| 2\.47\.0 / 9\.9"):
         only(run)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.clusters.local_ray import LocalRay, check_flags
-from orchestrator.config import render_application
+from orchestrator.application import render_application
+from orchestrator.clients.check import check_client_imports
+from orchestrator.clusters.flags import check_flags
 from orchestrator.errors import ConfigError
 from tests.conftest import ROOT, Compose
 
@@ -35,6 +36,7 @@ PROFILES = {
     "direct_streaming": HAPROXY | {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"},
     "ray_v2_executor": {"VLLM_USE_RAY_V2_EXECUTOR_BACKEND": "1"},
 }
+AT_RATE = ["sweep=quick", "sweep.concurrency=null"]
 GRIDS = {
     "unary": ([1, 2, 4, 8, 16, 32, 64, 128, 256], 200),
     "streaming": ([1, 2, 4, 8, 16, 32, 64, 128], 700),
@@ -92,7 +94,17 @@ def test_vllm_alone_has_the_same_engine(compose: Compose) -> None:
         (["workload=llm", "model=tiny", "model.num_input_tokens=512"], "512 + 16 tokens does not fit"),
         (["workload=llm", "model=tiny", "workload.client.options.num_prompts=0"], "must be a whole number above 0"),
         (["workload=llm", "model=tiny", "workload.client.options.timeout_s=soon"], "timeout_s must be a number"),
-        (["workload=llm", "model=tiny", "workload.client.options.request_rate_rps=inf"], "request_rate_rps must be a"),
+        (["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=inf"], "sweep.offered_rps must be a"),
+        (["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=0.5"], "take 2,400 s, more than"),
+        (
+            ["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=5", "workload.client.options.num_prompts=1"],
+            "two requests a replica begin and end one",
+        ),
+        (
+            ["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=5", "workload.client.kind=locust"],
+            "Locust drives closed loop only: give sweep.concurrency, or drive sweep.offered_rps with",
+        ),
+        ([*AT_RATE, "sweep.offered_rps=5"], "Locust drives closed loop only"),
         (["workload=llm", "model=tiny", "workload.client.options.num_prompts=300"], "leave no time"),
         (["workload=llm", "model=tiny", "model.engine=3"], "do not have the shape"),
         (["workload=llm", "model=tiny", "model.engine.tensor_parallel_size=foo"], "do not have the shape"),
@@ -126,7 +138,7 @@ def test_missing_vllm_is_said_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs? vLLM.*pip install '\.\[llm\]'.*make llm"):
-        LocalRay().check_live(compose("workload=vllm", "model=tiny"))
+        check_client_imports(compose("workload=vllm", "model=tiny"))
 
 
 def test_profiles_set_what_the_study_set(compose: Compose) -> None:
@@ -203,6 +215,7 @@ def test_unquoted_flag_is_refused_with_the_quoting_that_works(compose: Compose, 
         ("sweep.concurrency=null", "None"),
         ("sweep.concurrency=many", "'many'"),
         ("sweep.concurrency=[4,4]", "twice"),
+        ("sweep.offered_rps=10", "is given and the other null, found sweep.concurrency=[1, 2"),
         ("workload.payload_bytes=-5", "workload.payload_bytes"),
         ("workload.payload_bytes=abc", "'abc'"),
         ("workload.max_ongoing_requests=1.5", "whole number"),
@@ -238,3 +251,14 @@ def test_bad_values_are_refused(compose: Compose, override: str, says: str | Non
 
 def test_one_level_need_not_be_a_list(compose: Compose) -> None:
     assert compose("sweep.concurrency=8").sweep.concurrency == [8]
+    model = ("workload=llm", "model=tiny", *AT_RATE)
+    assert compose(*model, "sweep.offered_rps=2.5").sweep.offered_rps == [2.5]
+    for bad, says in (
+        ("0", "above 0"),
+        ("[]", "is empty"),
+        ("[2,2]", "twice"),
+        ("0.001", "two decimals"),
+        ("x", "'x'"),
+    ):
+        with pytest.raises(ConfigError, match=rf"sweep\.offered_rps.*{says}"):
+            compose(*model, f"sweep.offered_rps={bad}")

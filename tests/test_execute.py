@@ -1,22 +1,25 @@
 """Is what happened to the service during a trial told from two snapshots, and is an interrupt never lost?"""
 
-import contextlib
+import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from orchestrator import execute, results
+from orchestrator import execute
+from orchestrator.arms import Job
+from orchestrator.clusters.base import changes
 from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
-from orchestrator.execute import _changes
+from orchestrator.journal import open_journal, to_do
 from orchestrator.paths import RunPaths
-from orchestrator.plan import Job, Trial, make_plan
-from orchestrator.process import Interrupted
+from orchestrator.plan import Trial, make_plan
+from orchestrator.process import Interrupted, interruptible
+from orchestrator.progress import Progress
+from orchestrator.results.records import read_json
 from tests.conftest import Compose
+from tests.runs import trial_record
 
 
 def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
@@ -36,62 +39,65 @@ REPLICA = actor("SERVE_REPLICA::a", "ServeReplica", "r1", 11)
 
 
 def test_nothing_changed() -> None:
-    changes = _changes(snapshot(CONTROLLER, REPLICA), snapshot(REPLICA, CONTROLLER))
-    assert (changes["restarted"], changes["failed"]) == ([], [])
-    assert sorted(changes["actors"]) == ["SERVE_CONTROLLER_ACTOR", "SERVE_REPLICA::a"]
+    found = changes(snapshot(CONTROLLER, REPLICA), snapshot(REPLICA, CONTROLLER))
+    assert (found.restarted, found.failed) == ([], [])
+    assert sorted(found.actors or []) == ["SERVE_CONTROLLER_ACTOR", "SERVE_REPLICA::a"]
 
 
 def test_replaced_replica_is_restarted() -> None:
     new = actor("SERVE_REPLICA::b", "ServeReplica", "r2", 12)
-    changes = _changes(snapshot(CONTROLLER, REPLICA), snapshot(CONTROLLER, new))
-    assert (changes["restarted"], changes["failed"]) == (["SERVE_REPLICA::a"], [])
+    found = changes(snapshot(CONTROLLER, REPLICA), snapshot(CONTROLLER, new))
+    assert (found.restarted, found.failed) == (["SERVE_REPLICA::a"], [])
 
 
 def test_actor_that_ray_restarts_under_its_old_id_has_failed() -> None:
     again = CONTROLLER | {"pid": 99}
-    changes = _changes(snapshot(CONTROLLER, REPLICA), snapshot(again, REPLICA))
-    assert (changes["restarted"], changes["failed"]) == ([], ["SERVE_CONTROLLER_ACTOR"])
+    found = changes(snapshot(CONTROLLER, REPLICA), snapshot(again, REPLICA))
+    assert (found.restarted, found.failed) == ([], ["SERVE_CONTROLLER_ACTOR"])
 
 
 def test_lost_listener_and_unhealthy_deployment_are_failures() -> None:
     after = snapshot(CONTROLLER, REPLICA, listener=None, unhealthy=("Echo: UNHEALTHY",))
-    assert _changes(snapshot(CONTROLLER, REPLICA), after)["failed"] == ["Echo: UNHEALTHY", "HTTP listener"]
+    assert changes(snapshot(CONTROLLER, REPLICA), after).failed == ["Echo: UNHEALTHY", "HTTP listener"]
 
 
 class Stubborn:
-    """A backend whose services cannot be ended."""
+    """A service that cannot be ended, and the backend of such."""
 
     deployed = 0
     refuses = False
-    interrupts = ""  # when Ctrl-C is pressed: while it is deployed, or held back until it was torn down
+    interrupts = ""  # when Ctrl-C is pressed: in its deployment, or in its teardown
 
-    @contextlib.contextmanager
-    def service(self, *_: Any) -> Iterator[Any]:
+    def __init__(self) -> None:
+        self.effective = {"listener": None, "warnings": []}
+        self.left: str | None = None
+
+    def service(self, *_: Any) -> "Stubborn":
+        return Stubborn()
+
+    def start(self) -> None:
         Stubborn.deployed += 1
-        number = Stubborn.deployed
-        nothing = SimpleNamespace(effective={"listener": None, "warnings": []})
-        nothing.wait_ready = nothing.begin_stop = nothing.end = lambda: None
-        with interrupted_at_the_end() if self.interrupts == "teardown" else contextlib.nullcontext():
-            try:
-                if self.interrupts == "deployment":
-                    press_ctrl_c()
-                if self.refuses:
-                    raise ServiceError("refused") from ValueError("no")
-                yield nothing
-            finally:
-                raise ServiceError(f"service {number} would not end")
+        self.left = f"service {Stubborn.deployed} would not end"
+        if self.interrupts == "deployment":
+            press_ctrl_c()
+        if self.refuses:
+            raise ServiceError("refused") from ValueError("no")
 
+    def wait_ready(self) -> None:
+        """It is."""
 
-@contextlib.contextmanager
-def interrupted_at_the_end() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        press_ctrl_c()
+    def begin_stop(self) -> None:
+        """It does not listen."""
+
+    def stop(self) -> str | None:
+        if self.interrupts == "teardown":
+            press_ctrl_c()
+        return self.left
 
 
 def press_ctrl_c(*_: object) -> None:
-    raise Interrupted(signal.SIGINT)
+    """A real one: held back in a teardown, and the second says only that the first is seen to."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture
@@ -112,11 +118,21 @@ def test_interrupt_survives_teardowns_that_fail(
     monkeypatch.setattr(Stubborn, "interrupts", interrupts)
     action = press_ctrl_c if interrupts == "load" else lambda *_: None
     monkeypatch.setattr(execute.Run, "_record_trial", action)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
-    assert stubborn_run.errors == [f"service {number} would not end" for number in left]
-    record = results.read_json(tmp_path / "run.json")
-    assert (record["status"], record["errors"]) == ("interrupted", stubborn_run.errors)
+    assert stubborn_run.journal.errors == [f"service {number} would not end" for number in left]
+    record = read_json(tmp_path / "run.json")
+    assert (record["status"], record["errors"]) == ("interrupted", stubborn_run.journal.errors)
+
+
+def test_an_interrupt_on_the_way_into_a_teardown_skips_none(
+    stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute.Run, "_record_trial", lambda *_: None)
+    monkeypatch.setattr(Progress, "stopping", press_ctrl_c)
+    with pytest.raises(Interrupted), interruptible():
+        stubborn_run.go()
+    assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]  # 2 was on its way
 
 
 def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +141,7 @@ def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch
 
     monkeypatch.setattr(execute.Run, "_record_trial", fail)
     assert stubborn_run.go() == EXIT_FAILED
-    assert stubborn_run.errors == ["service 2 would not end", "service 1 would not end"]
+    assert stubborn_run.journal.errors == ["service 2 would not end", "service 1 would not end"]
 
 
 def test_why_it_was_refused_is_told_beside_what_is_left(
@@ -133,8 +149,8 @@ def test_why_it_was_refused_is_told_beside_what_is_left(
 ) -> None:
     monkeypatch.setattr(Stubborn, "refuses", True)
     assert stubborn_run.go() == EXIT_FAILED
-    assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]
-    failures = [results.read_json(path)["error"] for path in stubborn_run.paths.root.rglob("failure.json")]
+    assert stubborn_run.journal.errors == ["service 1 would not end", "service 2 would not end"]
+    failures = [read_json(path)["error"] for path in stubborn_run.paths.root.rglob("failure.json")]
     assert set(failures) == {"refused"}
 
 
@@ -144,19 +160,23 @@ def test_services_that_start_are_asked_to_end_side_by_side(
     """Before any of them is waited for, for it may take minutes, which are paid for."""
     events: list[str] = []
 
-    class Starting:
-        @contextlib.contextmanager
-        def service(self, *_: Any) -> Iterator[Any]:
-            try:
-                asked, end = lambda: events.append("asked"), lambda: events.append("end")
-                yield SimpleNamespace(wait_ready=press_ctrl_c, begin_stop=asked, end=end)
-            finally:
-                events.append("ended")
+    class Starting(Stubborn):
+        def service(self, *_: Any) -> Stubborn:
+            return Starting()
+
+        def wait_ready(self) -> None:
+            press_ctrl_c()
+
+        def begin_stop(self) -> None:
+            events.append("asked")
+
+        def stop(self) -> None:
+            events.append("stopped")
 
     monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Starting)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
-    assert events == ["asked", "asked", "ended", "ended", "end", "end"]  # each again: it may have been missed
+    assert events == ["asked", "asked", "stopped", "stopped"]
 
 
 def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_path: Path) -> None:
@@ -164,11 +184,17 @@ def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_pa
         Job(compose(f"profile={profile}", "sweep.concurrency=[2,4]", "sweep.repeats=2"), {"profile": profile}, profile)
         for profile in ("baseline", "grpc")
     ]
-    run = execute.Run(make_plan(jobs, 0), RunPaths(tmp_path), [])
-    assert len(run._todo()) == 8
-    for row in run.rows:
-        row["valid"] = True
-    assert run._todo() == set()
-    run._rows["grpc", "c0004-r1"]["valid"] = False
-    run._rows["baseline", "c0002-r0"]["valid"] = None
-    assert run._todo() == {(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0004-r1", "c0002-r0")}
+    plan = make_plan(jobs, 0)
+    journal = open_journal(plan, RunPaths(tmp_path), [])
+
+    def again() -> list[tuple[str, str]]:
+        return sorted((trial.arm.name, trial.id) for trial in to_do(plan, journal))
+
+    assert len(again()) == 8
+    for row in journal.rows:
+        if (row.arm, row.trial_id) != ("baseline", "c0002-r0"):
+            journal.record(trial_record(row, valid=(row.arm, row.trial_id) != ("grpc", "c0004-r1")))
+    assert again() == [(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0002-r0", "c0004-r1")]
+    for row in journal.rows:
+        journal.record(trial_record(row))
+    assert again() == []

@@ -7,7 +7,7 @@ import pytest
 
 from analysis import frames, load
 from analysis.load import LoadError
-from orchestrator import results
+from orchestrator.results.records import SummaryRow, keys, read_json, write_json
 from tests.runs import make_run
 
 TWO = {"baseline": 20.0, "optimized": 30.0}
@@ -17,7 +17,7 @@ def test_points(tmp_path: Path) -> None:
     run = load.load_run(make_run(tmp_path / "run", TWO, missing=[("baseline", 4, 0)]).root)
     assert run.arms == ["baseline", "optimized"]
     assert len(run.points) == 12
-    assert set(results.SUMMARY_COLUMNS) <= set(run.points.columns)
+    assert set(keys(SummaryRow)) <= set(run.points.columns)
     assert sorted(run.points.level.unique()) == ["c0004", "c0016"]
     assert run.points.valid.tolist().count(None) == 1
     assert load.overview(run.paths.root)["trials"] == "11/12"
@@ -47,7 +47,7 @@ def test_no_run(tmp_path: Path, content: dict[str, str] | None, says: str) -> No
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     paths = make_run(tmp_path / "run", TWO)
-    results.write_json(paths.run_json, results.read_json(paths.run_json) | {"schema_version": 2})
+    write_json(paths.run_json, read_json(paths.run_json) | {"schema_version": 2})
     with pytest.raises(LoadError, match="schema 2, this code reads 1"):
         load.load_run(paths.root)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.clients import locust as locust_client
+from orchestrator.clients.base import Live, Window
 from orchestrator.clients.locust import LocustClient
-from orchestrator.clients.processes import Level, Live
 from orchestrator.errors import TrialError
+from orchestrator.load.level import Level
 from orchestrator.process import clean_environment
-from orchestrator.results import SAMPLES_SCHEMA
+from orchestrator.results.samples import SAMPLES_SCHEMA
 from tests.servers import Server, serving
 from workloads.sse import read_stream
 
@@ -33,7 +35,7 @@ UNARY, STREAMING, RECSYS = (f"workloads.{name}.locustfile" for name in ("unary",
 ECHO = {"payload_bytes": 10, "headers": {"x-request-disconnect-disabled": "?1"}}
 STREAM = {"num_chunks": 10, "headers": {}}
 # What a server is meant to answer arrives within the drain however busy the machine; nobody waits for the rest of it.
-SHORT = Level(concurrency=4, ramp_up_s=0.0, warmup_s=0.3, duration_s=1.0, drain_s=10.0)
+SHORT = Level.of_clients(4), Window(ramp_up_s=0.0, warmup_s=0.3, duration_s=1.0, drain_s=10.0)
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.e2e
@@ -43,14 +45,14 @@ serial = pytest.mark.serial
 def drive(
     server: Server,
     directory: Path,
-    level: Level = SHORT,
+    load: tuple[Level, Window] = SHORT,
     locustfile: str = UNARY,
     options: dict[str, Any] | None = None,
     num_processes: int = 1,
 ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
     """Samples, the client's facts, what the server saw; all three agree on the number of requests."""
     client = LocustClient(locustfile, options or ECHO, num_processes, clean_environment())
-    facts = client.run([server.url], level, directory, lambda live: None).facts
+    facts = asdict(client.run([server.url], *load, directory, lambda live: None).facts)
     table = pq.read_table(directory / "samples.parquet")
     assert table.schema.equals(SAMPLES_SCHEMA)
     samples, seen = table.to_pandas(), server.stats()
@@ -84,9 +86,9 @@ def worker_pids(parent: int | None = None) -> list[int]:
 @serial
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_latencies_are_those_of_the_server(tmp_path: Path, num_processes: int) -> None:
-    level = Level(concurrency=8, ramp_up_s=0.4, warmup_s=0.3, duration_s=3, drain_s=1)
+    load = Level.of_clients(8), Window(ramp_up_s=0.4, warmup_s=0.3, duration_s=3, drain_s=1)
     with serving("delay", delay_ms=50) as server:
-        samples, facts, seen = drive(server, tmp_path, level, num_processes=num_processes)
+        samples, facts, seen = drive(server, tmp_path, load, num_processes=num_processes)
     assert samples.ok.all()
     for p in (50, 90):
         truth = np.percentile(seen["latencies_ms"], p)
@@ -107,9 +109,9 @@ def test_latencies_are_those_of_the_server(tmp_path: Path, num_processes: int) -
 
 @serial
 def test_percentiles_of_a_mixture(tmp_path: Path) -> None:
-    level = Level(concurrency=16, ramp_up_s=0, warmup_s=0.2, duration_s=3, drain_s=1)
+    load = Level.of_clients(16), Window(ramp_up_s=0, warmup_s=0.2, duration_s=3, drain_s=1)
     with serving("delay", delay_ms=10, slow_ms=100, slow_every=10) as server:
-        samples, facts, seen = drive(server, tmp_path, level)
+        samples, facts, seen = drive(server, tmp_path, load)
     assert close_to(np.percentile(samples.latency_ms, 50), 10, 1 + facts["lag_p50_ms"])
     assert close_to(np.percentile(samples.latency_ms, 99), np.percentile(seen["latencies_ms"], 99), 1)
     assert (samples.latency_ms > 60).mean() == pytest.approx(0.1, abs=0.03)
@@ -117,9 +119,9 @@ def test_percentiles_of_a_mixture(tmp_path: Path) -> None:
 
 @serial
 def test_stream_is_timed_as_it_arrives(tmp_path: Path) -> None:
-    level = Level(concurrency=4, ramp_up_s=0, warmup_s=0.2, duration_s=2, drain_s=2)
+    load = Level.of_clients(4), Window(ramp_up_s=0, warmup_s=0.2, duration_s=2, drain_s=2)
     with serving("stream", num_chunks=10, first_ms=100, gap_ms=50) as server:
-        samples, _, _ = drive(server, tmp_path, level, STREAMING, STREAM)
+        samples, _, _ = drive(server, tmp_path, load, STREAMING, STREAM)
     assert samples.ok.all()
     median = samples.median(numeric_only=True)
     # Read at the end, all would have a TTFT of 550 ms and a TPOT of 0.
@@ -149,9 +151,9 @@ def test_tpot_needs_two_tokens(tmp_path: Path) -> None:
 
 @serial
 def test_processes_start_together(tmp_path: Path) -> None:
-    level = Level(concurrency=5, ramp_up_s=0, warmup_s=0.5, duration_s=1, drain_s=1)
+    load = Level.of_clients(5), Window(ramp_up_s=0, warmup_s=0.5, duration_s=1, drain_s=1)
     with serving("delay", delay_ms=50) as server:
-        samples, _, seen = drive(server, tmp_path, level, num_processes=2)
+        samples, _, seen = drive(server, tmp_path, load, num_processes=2)
     first = samples.groupby("client_process").sent_at_s.min()
     assert abs(first[0] - first[1]) < 0.15
     assert np.allclose(first, -0.5, atol=0.2)
@@ -162,9 +164,9 @@ def test_processes_start_together(tmp_path: Path) -> None:
 
 @serial
 def test_ramp_up_is_linear(tmp_path: Path) -> None:
-    level = Level(concurrency=10, ramp_up_s=2, warmup_s=0, duration_s=0.5, drain_s=3)
+    load = Level.of_clients(10), Window(ramp_up_s=2, warmup_s=0, duration_s=0.5, drain_s=3)
     with serving("delay", delay_ms=2400) as server:  # each client sends once before the window
-        samples, facts, _ = drive(server, tmp_path, level, num_processes=2)
+        samples, facts, _ = drive(server, tmp_path, load, num_processes=2)
     first = samples.sent_at_s[samples.sent_at_s < 0.3].to_numpy()
     assert np.allclose(first, np.arange(10) * 0.2 - 2, atol=0.2)
     assert facts["all_clients_started_at_s"] == pytest.approx(-0.2, abs=0.15)
@@ -172,16 +174,16 @@ def test_ramp_up_is_linear(tmp_path: Path) -> None:
 
 def test_more_processes_than_clients(tmp_path: Path) -> None:
     with serving("delay") as server:
-        _, facts, seen = drive(server, tmp_path, Level(1, 0, 0.2, 0.5, 1), num_processes=4)
+        _, facts, seen = drive(server, tmp_path, (Level.of_clients(1), Window(0, 0.2, 0.5, 1)), num_processes=4)
     assert facts["num_processes"] == seen["max_in_flight"] == 1
 
 
 @serial
 @pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed (apt-get install wrk)")
 def test_throughput_agrees_with_wrk(tmp_path: Path) -> None:
-    level = Level(concurrency=16, ramp_up_s=0, warmup_s=0.5, duration_s=3, drain_s=1)
+    load = Level.of_clients(16), Window(ramp_up_s=0, warmup_s=0.5, duration_s=3, drain_s=1)
     with serving("delay", delay_ms=20) as server:
-        samples, _, _ = drive(server, tmp_path, level)
+        samples, _, _ = drive(server, tmp_path, load)
         command = ["wrk", "-t1", "-c16", "-d3s", f"{server.url}/echo?message=xxxxxxxxxx"]
         found = re.search(r"Requests/sec:\s+([\d.]+)", subprocess.check_output(command, text=True))
     completed = samples.sent_at_s + samples.latency_ms / 1000
@@ -268,7 +270,7 @@ def test_rankings(tmp_path: Path) -> None:
 @serial
 def test_what_hangs_is_unfinished(tmp_path: Path) -> None:
     with serving("hang", after=20) as server:
-        samples, facts, _ = drive(server, tmp_path, Level(4, 0, 0.3, 0.5, 0.5))
+        samples, facts, _ = drive(server, tmp_path, (Level.of_clients(4), Window(0, 0.3, 0.5, 0.5)))
     hung = samples[samples.error == "unfinished"]
     assert len(hung) == facts["num_unfinished"] == 4
     assert samples.ok.sum() == 20
@@ -352,7 +354,7 @@ def test_connections_are_kept_beyond_1024_files(tmp_path: Path) -> None:
 def fails(tmp_path: Path, code: str, url: str = "http://127.0.0.1:9", **settings: Any) -> str:
     client = LocustClient(write(tmp_path / "bad.py", code), settings, 2, clean_environment())
     with pytest.raises(TrialError) as caught:
-        client.run([url], Level(4, 0, 0.1, 0.3, 0.3), tmp_path, lambda live: None)
+        client.run([url], Level.of_clients(4), Window(0, 0.1, 0.3, 0.3), tmp_path, lambda live: None)
     assert worker_pids() == []
     assert str(tmp_path / "client.log") in str(caught.value)
     return str(caught.value)
@@ -403,7 +405,7 @@ def test_killed_worker_is_a_trial_error(tmp_path: Path) -> None:
 
     client = LocustClient(UNARY, ECHO, 2, clean_environment())
     with serving("delay") as server, pytest.raises(TrialError, match=r"exit code -9 before 'facts'"):
-        client.run([server.url], Level(4, 0, 0, 30, 1), tmp_path, kill_one)
+        client.run([server.url], Level.of_clients(4), Window(0, 0, 30, 1), tmp_path, kill_one)
     assert worker_pids() == []
     assert not (tmp_path / "samples.parquet").exists()
 
@@ -418,7 +420,7 @@ def test_exception_in_the_parent_leaves_no_child(tmp_path: Path, error: type[Bas
 
     client = LocustClient(UNARY, ECHO, 2, clean_environment())
     with serving("delay") as server, pytest.raises(error):
-        client.run([server.url], Level(4, 0, 0, 30, 1), tmp_path, stop)
+        client.run([server.url], Level.of_clients(4), Window(0, 0, 30, 1), tmp_path, stop)
     assert len(pids) == 2
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
@@ -427,12 +429,13 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
         from orchestrator.clients.locust import LocustClient
-        from orchestrator.clients.processes import Level
+        from orchestrator.clients.base import Window
+        from orchestrator.load.level import Level
         from orchestrator.process import clean_environment
         import sys
         client = LocustClient({UNARY!r}, {ECHO!r}, 2, clean_environment())
-        level = Level(4, 0, 0, 60, 1)
-        client.run([sys.argv[1]], level, Path({str(tmp_path)!r}), lambda live: print("running", flush=True))
+        load = Level.of_clients(4), Window(0, 0, 60, 1)
+        client.run([sys.argv[1]], *load, Path({str(tmp_path)!r}), lambda live: print("running", flush=True))
         """
     with serving("delay") as server:
         script = write(tmp_path / "parent.py", code)
@@ -442,8 +445,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
             assert parent.stdout
             assert parent.stdout.readline() == b"running\n"
             workers = [psutil.Process(pid) for pid in worker_pids(parent.pid)]
-            for worker in workers:
-                worker.send_signal(signal.SIGINT)  # Ctrl-C reaches the whole group: theirs to ignore
+            # Ctrl-C reaches the whole group of the orchestrator, and is not theirs to handle.
+            assert os.getpgid(parent.pid) not in {os.getpgid(worker.pid) for worker in workers}
             assert parent.stdout.readline() == b"running\n"
             parent.kill()
         assert len(workers) == 2
@@ -458,7 +461,7 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     seen: list[Live] = []
     with serving("delay", delay_ms=20) as server:
         client = LocustClient(UNARY, ECHO, 2, clean_environment())
-        client.run([server.url], Level(4, 0, 1, 2, 1), tmp_path, seen.append)
+        client.run([server.url], Level.of_clients(4), Window(0, 1, 2, 1), tmp_path, seen.append)
     assert [live.elapsed_s for live in seen[:3]] == pytest.approx([0, 1, 2], abs=1e-6)
     assert seen[1].num_failed == 0
     assert seen[1].throughput_rps == pytest.approx(4 / 0.021, rel=0.4)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.paths import RunPaths, create_run_dir, level_name, safe_name, set_aside, trial_id
+from orchestrator.load.level import Level
+from orchestrator.paths import RunPaths, create_run_dir, safe_name, set_aside, trial_id
 
 NOW = datetime(2026, 11, 21, 3, 4, 5)
 
@@ -43,30 +44,9 @@ def test_an_empty_name_is_refused() -> None:
         safe_name("")
 
 
-def test_level_and_trial_names() -> None:
-    assert level_name(concurrency=10) == "c0010"
-    assert level_name(offered_rps=250) == "r000250.00"
-    assert trial_id(level_name(offered_rps=0.25), 3) == "r000000.25-r3"
-
-
-@given(st.lists(st.integers(1, 9999), min_size=2, unique=True), st.booleans())
-def test_level_names_sort_like_levels(levels: list[int], closed: bool) -> None:
-    def name(n: int) -> str:
-        return level_name(concurrency=n) if closed else level_name(offered_rps=n / 100)
-
-    assert sorted(levels) == sorted(levels, key=name)
-    assert len({name(n) for n in levels}) == len(levels)
-
-
-@pytest.mark.parametrize("rate", [0.0, -1.0, 0.001, 10.005, float("inf"), float("nan")])
-def test_a_rate_whose_name_would_be_ambiguous_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match="offered_rps"):
-        level_name(offered_rps=rate)
-
-
-def test_concurrency_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="concurrency"):
-        level_name(concurrency=0)
+def test_trial_names() -> None:
+    assert trial_id(Level.of_clients(10).name, 0) == "c0010-r0"
+    assert trial_id(Level.of_rate(0.25).name, 3) == "r000000.25-r3"
 
 
 def test_layout(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
+from orchestrator.application import service_key
+from orchestrator.arms import Arm, Job, primary_cells
 from orchestrator.errors import ConfigError
-from orchestrator.plan import Arm, Job, Plan, _source_digest, make_plan, primary_cells, service_key
+from orchestrator.load.level import Level
+from orchestrator.plan import Plan, make_plan
 from tests.conftest import Compose
 
 
@@ -22,6 +24,10 @@ def jobs(compose: Compose, *each: Sequence[str]) -> list[Job]:
 
 def names(plan: Plan) -> list[str]:
     return [arm.name for arm in plan.arms]
+
+
+def clients(*amounts: int) -> tuple[Level, ...]:
+    return tuple(map(Level.of_clients, amounts))
 
 
 def test_arms_are_named_after_what_varies(compose: Compose) -> None:
@@ -43,7 +49,7 @@ def test_swept_levels_are_one_arm(compose: Compose) -> None:
     swept = make_plan(jobs(compose, ["sweep.concurrency=4"], ["sweep.concurrency=2"]), 0)
     listed = make_plan(jobs(compose, ["sweep.concurrency=[2,4]"]), 0)
     assert names(swept) == names(listed) == ["baseline"]
-    assert swept.arms[0].levels == listed.arms[0].levels == (2, 4)
+    assert swept.arms[0].levels == listed.arms[0].levels == clients(2, 4)
     assert [trial.id for trial in swept.trials] == [trial.id for trial in listed.trials]
 
 
@@ -57,7 +63,7 @@ def test_equal_jobs_are_an_a_a_comparison_with_services_of_their_own(compose: Co
 def test_a_a_with_swept_levels(compose: Compose) -> None:
     each = [["profile=baseline", f"sweep.concurrency={level}"] for level in (2, 4) for _ in range(2)]
     plan = make_plan(jobs(compose, *each), 0)
-    assert {arm.name: arm.levels for arm in plan.arms} == {"baseline": (2, 4), "baseline~2": (2, 4)}
+    assert {arm.name: arm.levels for arm in plan.arms} == {"baseline": clients(2, 4), "baseline~2": clients(2, 4)}
 
 
 def test_every_block_has_every_arm_once_in_shuffled_order(compose: Compose) -> None:
@@ -90,7 +96,7 @@ def test_local_services_live_one_at_a_time(compose: Compose) -> None:
     plan = make_plan(jobs(compose, ["profile=baseline"], ["profile=grpc"]), 0)
     for wave in plan.waves:
         assert len(wave.services) == 1
-        assert [trial.concurrency for trial in wave.trials] == list(wave.services[0].arms[0].levels)
+        assert [trial.level for trial in wave.trials] == list(wave.services[0].arms[0].levels)
         assert {trial.service for trial in wave.trials} == set(wave.services)
 
 
@@ -102,7 +108,7 @@ def test_services_that_live_together_are_measured_level_by_level(compose: Compos
     plan = make_plan(jobs(compose, *both), 0)
     assert [len(wave.services) for wave in plan.waves] == [2, 2]
     for wave in plan.waves:
-        assert [trial.concurrency for trial in wave.trials] == [1, 1, 2, 2]
+        assert [trial.level.concurrency for trial in wave.trials] == [1, 1, 2, 2]
         assert wave.trials[0].arm is wave.trials[2].arm
         assert wave.trials[0].arm is not wave.trials[1].arm
 
@@ -139,19 +145,6 @@ def test_service_key_is_what_is_deployed(compose: Compose) -> None:
     ):
         assert service_key(compose(other)) != base, other
     assert service_key(compose("workload=streaming")) != service_key(compose("workload=streaming", "workload.ttft_s=1"))
-
-
-def test_service_key_knows_source_outside_the_repository(
-    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    config = compose("workload.application.import_path=mine:build")
-    keys = []
-    for version in (1, 2):
-        (tmp_path / "mine.py").write_text(f"def build(args): return {version}\n")
-        _source_digest.cache_clear()  # it holds for one process, in which the source does not change
-        keys.append(service_key(config))
-    assert keys[0] != keys[1]
 
 
 def test_arms_that_differ_in_the_client_share_a_service(compose: Compose) -> None:
@@ -223,3 +216,44 @@ def test_a_treatment_must_vary_and_share_a_level(compose: Compose) -> None:
 def test_blocks_need_the_same_repeats_everywhere(compose: Compose) -> None:
     with pytest.raises(ConfigError, match=r"sweep\.repeats must be the same"):
         make_plan(jobs(compose, ["sweep.repeats=2"], ["sweep.repeats=3"]), 0)
+
+
+def test_rates_are_levels(compose: Compose) -> None:
+    model = ["workload=llm", "model=tiny", "sweep=quick", "sweep.concurrency=null"]
+    profiles = ("profile=baseline", "profile=optimized")
+    listed = make_plan(jobs(compose, *([*model, "sweep.offered_rps=[20,2.5]", each] for each in profiles)), 0)
+    assert names(listed) == ["baseline", "optimized"]
+    assert [level.name for level in listed.arms[0].levels] == ["r000020.00", "r000002.50"]
+    assert {(trial.id, trial.level.concurrency) for trial in listed.trials if trial.repeat == 0} == {
+        ("r000002.50-r0", None),
+        ("r000020.00-r0", None),
+    }
+    (cell,) = primary_cells(listed.arms)
+    assert (cell["metric"], cell["level"]) == ("latency_p95_ms", "r000020.00")
+    swept = make_plan(jobs(compose, [*model, "sweep.offered_rps=4"], [*model, "sweep.offered_rps=2"]), 0)
+    assert [arm.levels for arm in swept.arms] == [(Level.of_rate(2), Level.of_rate(4))]
+
+
+def test_per_replica_multiplies_rates_as_well(compose: Compose) -> None:
+    model = ["workload=llm", "model=tiny", "workload.num_replicas=3", "workload.client.options.timeout_s=9000"]
+    (arm,) = make_plan(
+        jobs(compose, [*model, "sweep.per_replica=true", "sweep.concurrency=null", "sweep.offered_rps=[0.1,5]"]), 0
+    ).arms
+    assert arm.levels == (Level.of_rate(0.3), Level.of_rate(15))
+
+
+def test_what_is_judged_is_chosen(compose: Compose) -> None:
+    at_rate = ["workload=llm", "model=tiny", "sweep=quick", "sweep.concurrency=null", "sweep.offered_rps=2"]
+    for load, figure in (([], "latency_p99_ms"), (at_rate, "ttft_p99_ms"), (at_rate, "goodput_rps")):
+        plan = make_plan(jobs(compose, [*load, f"compare.figure={figure}"]), 0)
+        assert [cell["metric"] for cell in primary_cells(plan.arms)] == [figure]
+    for load, figure, says in (
+        (
+            at_rate,
+            "throughput_rps",
+            "follows from the 2 req/s that are offered; choose one of goodput_rps, latency_mean",
+        ),
+        ([], "latency_p98_ms", "is no figure that can be judged; choose one of throughput_rps, goodput_rps"),
+    ):
+        with pytest.raises(ConfigError, match=f"compare.figure={figure} {says}"):
+            make_plan(jobs(compose, [*load, f"compare.figure={figure}"]), 0)

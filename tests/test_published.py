@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.published import KINDS, NOTES, bucket_width_ms, import_source
-from orchestrator import results
+from orchestrator import journal
 from orchestrator.paths import RunPaths
+from orchestrator.results.records import ClientFacts, Metrics, RunRecord, SummaryRow, TrialRecord, keys, read_json
+from orchestrator.results.samples import percentile, read_samples
+from orchestrator.results.validity import INVALID_REASONS
 
 DATA = Path(__file__).parent / "data" / "published"
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
@@ -79,8 +82,8 @@ def refused(source: Path, kind: str, outputs: Path, **options: Any) -> str:
 
 def test_run_directory_is_complete(tmp_path: Path) -> None:
     run = run_of(DATA / "unary.csv", "locust", tmp_path, num_replicas=8)
-    record = results.read_json(run.run_json)
-    assert set(record) == set(results.RUN_KEYS)
+    record = read_json(run.run_json)
+    assert set(record) == set(keys(RunRecord))
     assert (record["status"], record["seed"]) == ("complete", None)
     assert record["run_id"] == run.root.name
     [arm] = record["plan"]["arms"]
@@ -92,17 +95,17 @@ def test_run_directory_is_complete(tmp_path: Path) -> None:
     assert file["name"] == "unary.csv"
     assert len(file["sha256"]) == 64
     for level in ("c0001", "c0064"):
-        trial = results.read_json(run.trial_json("optimized", level, 0))
-        assert set(trial) == set(results.TRIAL_KEYS)
-        assert set(trial["client"]) == set(results.CLIENT_KEYS)
-        assert set(trial["metrics"]) == set(results.compute_metrics(results.SAMPLES_SCHEMA.empty_table(), 1.0, {}))
+        trial = read_json(run.trial_json("optimized", level, 0))
+        assert set(trial) == set(keys(TrialRecord))
+        assert set(trial["client"]) == set(keys(ClientFacts))
+        assert set(trial["metrics"]) == set(keys(Metrics))
         assert trial["service_key"] == arm["service_key"]
-        assert set(trial["unchecked"]) < set(results.INVALID_REASONS)
+        assert set(trial["unchecked"]) < set(INVALID_REASONS)
         assert set(trial["notes"]) <= set(NOTES)
         assert (run.raw_dir("optimized", level, 0) / "unary.csv").read_bytes() == (DATA / "unary.csv").read_bytes()
         assert not run.samples("optimized", level, 0).exists()
     table = pq.read_table(run.summary_parquet)
-    assert table.column_names == list(results.SUMMARY_COLUMNS)
+    assert table.column_names == list(keys(SummaryRow))
     assert run.summary_parquet.with_suffix(".csv").exists()
     assert table["num_replicas"].to_pylist() == [8, 8]
     assert set(table["cluster"].to_pylist()) == {"imported"}
@@ -117,7 +120,7 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path: Path, monkeypatch: 
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results, "write_summary", fail)
+    monkeypatch.setattr(journal, "write_summary", fail)
     with pytest.raises(KeyboardInterrupt):
         run_of(DATA / "unary.csv", "locust", tmp_path)
     assert not list(tmp_path.iterdir())
@@ -208,7 +211,7 @@ def test_bucket_width(latency_ms: float) -> None:
 
 @given(st.lists(st.floats(0, 20_000), min_size=20, max_size=60), st.floats(0.01, 0.5))
 def test_buckets_cost_a_percentile_half_a_width(latencies: list[float], p: float) -> None:
-    found = results.percentile(np.array([bucket_response_time(latency) for latency in latencies]), p)
+    found = percentile(np.array([bucket_response_time(latency) for latency in latencies]), p)
     assert found is not None
     # Of the higher of the two values between which p lies.
     upper = float(np.quantile(latencies, p, method="higher"))
@@ -240,7 +243,7 @@ def test_vllm_without_detail(tmp_path: Path) -> None:
 
 def test_vllm_with_detail(tmp_path: Path) -> None:
     run = run_of(DATA / "vllm_detailed.json", "vllm", tmp_path)
-    samples = results.read_samples(run.samples("optimized", "c0002", 0))
+    samples = read_samples(run.samples("optimized", "c0002", 0))
     source = json.loads((DATA / "vllm_detailed.json").read_text())
     assert samples["sent_at_s"].to_pylist() == [start - 100 for start in source["start_times"]]
     assert samples["ok"].to_pylist() == [index != 5 for index in range(24)]
@@ -272,7 +275,7 @@ def test_vllm_appended_results(tmp_path: Path) -> None:
     source = written(tmp_path / "x.json", "\n".join(json.dumps(VLLM | {"max_concurrency": c}) for c in (8, 2)))
     run = run_of(source, "vllm", tmp_path / "out")
     assert [row["concurrency"] for row in rows_of(run)] == [2, 8]
-    assert results.read_json(run.raw_dir("optimized", "c0008", 0) / "x.json")["max_concurrency"] == 8
+    assert read_json(run.raw_dir("optimized", "c0008", 0) / "x.json")["max_concurrency"] == 8
 
 
 def test_vllm_replica_sweep(tmp_path: Path) -> None:
@@ -285,7 +288,7 @@ def test_vllm_replica_sweep(tmp_path: Path) -> None:
         ("optimized,num_replicas=1", 1),
         ("optimized,num_replicas=2", 2),
     ]
-    record = results.read_json(run.run_json)
+    record = read_json(run.run_json)
     assert record["plan"]["arms"][1]["axes"] == {"profile": "optimized", "workload.num_replicas": "2"}
     assert [cell["axes"] for cell in record["primary_cells"]] == [
         {"workload.num_replicas": "1"},

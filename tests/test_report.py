@@ -17,7 +17,7 @@ from rich.console import Console
 from analysis import formats, load, published, report, wording
 from analysis.compare import Cell, Comparison
 from analysis.differences import Difference
-from orchestrator.results import SUMMARY_COLUMNS
+from orchestrator.results.records import SummaryRow, keys
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 HOSTILE = 'a<script>alert("1")</script>|`b`&*c*'
@@ -131,7 +131,7 @@ def points(
     for arm in arms:
         for level in LEVELS:
             for repeat in range(repeats):
-                row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS)
+                row: dict[str, Any] = dict.fromkeys(keys(SummaryRow))
                 row |= {"arm": arm, "level": f"c{level:04}", "trial_id": f"c{level:04}-r{repeat}", "repeat": repeat}
                 row |= {"state": "complete", "valid": True, "invalid_reasons": "", "load_mode": "closed"}
                 row |= {

@@ -1,9 +1,10 @@
 """Each figure against a plain computation of the same; each validity rule with a breach and a near miss."""
 
 import csv
-import json
+import dataclasses
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,39 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import results
-from orchestrator.results import (
+from analysis.compare import cells_frame
+from analysis.looks import Look
+from orchestrator.results.document import TABLES, with_tables
+from orchestrator.results.records import (
+    ClientFacts,
+    ComparisonRow,
+    LookRecord,
+    ServerFacts,
+    SummaryRow,
+    TrialRecord,
+    keys,
+    read,
+    read_json,
+    summary_table,
+    write_json,
+    write_summary,
+)
+from orchestrator.results.samples import (
     SAMPLES_SCHEMA,
-    SUMMARY_COLUMNS,
-    check_validity,
     compute_metrics,
     drift,
     in_flight_mean,
     percentile,
-    read_json,
     read_samples,
-    summary_row,
-    summary_table,
     tokens_are_bunched,
-    write_json,
     write_samples,
-    write_summary,
 )
+from orchestrator.results.validity import INVALID_REASONS, Validity, check_validity
+from tests.conftest import ROOT
+from tests.runs import planned_row, trial_record
 
 NO_SLO: dict[str, float | None] = {"latency_p99_ms": None, "ttft_p99_ms": None, "tpot_p99_ms": None}
-README = Path(results.__file__).parents[1] / "outputs" / "README.md"
+README = ROOT / "outputs" / "README.md"
 
 
 def table(**columns: Any) -> pa.Table:
@@ -54,7 +67,7 @@ def empty() -> pa.Table:
 
 
 def metrics_of(samples: pa.Table, duration_s: float = 10.0, **slo: float) -> dict[str, Any]:
-    return dict(compute_metrics(samples, duration_s, NO_SLO | slo))
+    return asdict(compute_metrics(samples, duration_s, NO_SLO | slo))
 
 
 # ---- Percentiles ----
@@ -200,9 +213,8 @@ def test_nothing_measured_is_none_not_zero() -> None:
 
 def test_metrics_are_summary_columns_of_plain_types() -> None:
     found = metrics_of(table(sent_at_s=np.linspace(0, 9, 50), num_output_tokens=[3] * 50), latency_p99_ms=5.0)
-    first = list(SUMMARY_COLUMNS).index("num_successful")
-    last = list(SUMMARY_COLUMNS).index("tpot_p99_ms")
-    assert set(found) == set(list(SUMMARY_COLUMNS)[first : last + 1])
+    columns = list(keys(SummaryRow))
+    assert list(found) == columns[columns.index("num_successful") : columns.index("tpot_p99_ms") + 1]
     assert {type(value) for value in found.values()} <= {int, float, type(None)}
 
 
@@ -320,14 +332,14 @@ def judge(
     concurrency: int | None = 4,
     client: Mapping[str, Any] = CLIENT,
     server: Mapping[str, Any] | None = SERVER,
-) -> results.Validity:
+) -> Validity:
     return check_validity(
         samples,
         compute_metrics(samples, 10.0, NO_SLO),
         concurrency=concurrency,
         duration_s=10.0,
-        client=client,
-        server=server,
+        client=ClientFacts(**client),
+        server=None if server is None else ServerFacts(**server),
         thresholds=THRESHOLDS,
     )
 
@@ -390,7 +402,7 @@ BREACHES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 def test_every_code_is_tried() -> None:
-    assert {code for code, _, _ in BREACHES} | {"no_samples"} == set(results.INVALID_REASONS)
+    assert {code for code, _, _ in BREACHES} | {"no_samples"} == set(INVALID_REASONS)
 
 
 @pytest.mark.parametrize(("code", "breach", "near_miss"), BREACHES, ids=[case[0] for case in BREACHES])
@@ -550,29 +562,30 @@ def test_json_round_trips_and_a_failed_write_leaves_the_old_file(tmp_path: Path)
 # ---- Summary ----
 
 
-def _trial() -> dict[str, Any]:
+def _trial() -> TrialRecord:
     samples = table(**closed_loop())
-    return {
-        "started_at": "2026-11-21T03:00:00+00:00",
-        "duration_s": 10.0,
-        "client": {"cpu_ratio": 0.5, "latency_resolution_ms": 0.0},
-        "metrics": compute_metrics(samples, 10.0, NO_SLO),
-        "valid": False,
-        "invalid_reasons": ["drift", "client_cpu"],
-        "unchecked": ["actor_failed"],
-        "notes": ["single_run"],
-    }
+    return trial_record(
+        planned_row(),
+        started_at="2026-11-21T03:00:00+00:00",
+        duration_s=10.0,
+        client=ClientFacts(cpu_ratio=0.5, latency_resolution_ms=0.0),
+        metrics=compute_metrics(samples, 10.0, NO_SLO),
+        valid=False,
+        invalid_reasons=["drift", "client_cpu"],
+        unchecked=["actor_failed"],
+        notes=["single_run"],
+    )
 
 
 def test_summary_files_have_exactly_the_columns_in_order(tmp_path: Path) -> None:
-    identity = {"run_id": "r", "arm": "a,b", "trial_id": "c0004-r0", "repeat": 0, "concurrency": 4}
-    planned = summary_row(identity | {"state": "planned"})
-    complete = summary_row(identity | {"state": "complete"}, _trial())
+    planned = planned_row(arm="a,b")
+    complete = planned.completed(_trial())
     write_summary(tmp_path, [planned, complete])
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["summary.csv", "summary.parquet"]
     stored = pq.ParquetFile(tmp_path / "summary.parquet").read()
-    assert stored.column_names == list(SUMMARY_COLUMNS)
+    assert stored.column_names == list(keys(SummaryRow))
     first, second = stored.to_pylist()
+    assert (first["state"], second["state"]) == ("planned", "complete")
     assert first["valid"] is None
     assert first["throughput_rps"] is None
     assert second["invalid_reasons"] == "drift;client_cpu"
@@ -580,22 +593,48 @@ def test_summary_files_have_exactly_the_columns_in_order(tmp_path: Path) -> None
     assert second["throughput_rps"] == pytest.approx(400)
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == list(SUMMARY_COLUMNS)
+    assert list(rows[0]) == list(keys(SummaryRow))
     assert rows[1]["arm"] == "a,b"
     assert float(rows[1]["latency_p99_ms"]) == second["latency_p99_ms"]
 
 
+def test_what_was_swept_has_columns_of_its_own_after_the_others() -> None:
+    rows = [planned_row(swept={"workload.num_replicas": "2"}), planned_row(swept={"model": "a=b, c"}), planned_row()]
+    found = summary_table(rows)
+    assert found.column_names == [*keys(SummaryRow), "workload.num_replicas", "model"]
+    assert found["workload.num_replicas"].to_pylist() == ["2", None, None]
+    assert found["model"].to_pylist() == [None, "a=b, c", None]
+
+
 def test_an_empty_summary_has_its_columns() -> None:
-    assert summary_table([]).column_names == list(SUMMARY_COLUMNS)
+    assert summary_table([]).column_names == list(keys(SummaryRow))
 
 
-def test_unknown_columns_and_wrong_types_are_refused() -> None:
-    with pytest.raises(ValueError, match="p99_latency"):
-        summary_table([{"arm": "a", "p99_latency": 1.0}])
+def test_wrong_types_are_refused() -> None:
     with pytest.raises(ValueError, match="double"):
-        summary_table([{"throughput_rps": "fast"}])
+        summary_table([planned_row(throughput_rps="fast")])
     with pytest.raises(ValueError, match="bool"):
-        summary_table([{"valid": "yes"}])
+        summary_table([planned_row(valid="yes")])
+
+
+def test_what_is_read_is_checked(tmp_path: Path) -> None:
+    path, trial = tmp_path / "trial.json", _trial()
+    write_json(path, trial)
+    assert read(TrialRecord, path) == dataclasses.replace(trial, invalid_reasons=[*trial.invalid_reasons])
+    content = read_json(path)
+    write_json(path, content | {"metrics": content["metrics"] | {"throughput_rps": "400"}})
+    with pytest.raises(ValueError, match=r"trial\.json is not as we write it: metrics\.throughput_rps: .*number"):
+        read(TrialRecord, path)
+    del content["client"], content["valid"]
+    write_json(path, content)
+    with pytest.raises(ValueError, match=r"client: Field required; valid: Field required"):
+        read(TrialRecord, path)
+    write_json(path, content | {"schema_version": 2})
+    with pytest.raises(ValueError, match="schema 2, this code reads 1"):
+        read(TrialRecord, path)
+    write_json(path, [])
+    with pytest.raises(ValueError, match="schema None"):
+        read(TrialRecord, path)
 
 
 def test_summary_columns_are_those_of_the_design() -> None:
@@ -607,52 +646,28 @@ def test_summary_columns_are_those_of_the_design() -> None:
         "ttft_mean_ms ttft_p50_ms ttft_p99_ms tpot_mean_ms tpot_p50_ms tpot_p99_ms "
         "latency_resolution_ms client_cpu_ratio valid invalid_reasons notes num_replicas started_at"
     )
-    assert list(SUMMARY_COLUMNS) == expected.split()
+    assert list(keys(SummaryRow)) == expected.split()
 
 
 # ---- Documentation ----
 
 
-def _readme_table(heading: str) -> dict[str, list[str]]:
-    """First column of the table under a heading of outputs/README.md to its other columns."""
-    section = re.split(r"^#+ ", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    (body,) = [part for part in section if part.startswith(heading + "\n")]
-    rows = [line.strip("| ").split(" | ") for line in body.splitlines() if line.startswith("| `")]
-    return {row[0].strip("`"): row[1:] for row in rows}
+def test_readme_is_made_of_the_types() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run python -m orchestrator.results.document outputs/README.md"
+    with pytest.raises(ValueError, match=r"no table under 'trial.json'"):
+        with_tables(text.replace("## trial.json", "## trials.json"))
 
 
-@pytest.mark.parametrize(
-    ("heading", "keys"),
-    [
-        ("run.json", results.RUN_KEYS),
-        ("trial.json", results.TRIAL_KEYS),
-        ("client in trial.json", results.CLIENT_KEYS),
-        ("whole_run in trial.json", results.WHOLE_RUN_KEYS),
-        ("server in trial.json", results.SERVER_KEYS),
-        ("failure.json", results.FAILURE_KEYS),
-        ("effective.json", results.EFFECTIVE_KEYS),
-        ("looks.jsonl", results.LOOK_KEYS),
-        ("Invalid reasons", results.INVALID_REASONS),
-    ],
-)
-def test_readme_lists_the_keys(heading: str, keys: dict[str, str]) -> None:
-    documented = _readme_table(heading)
-    assert list(documented) == list(keys)
-    assert documented == {key: [description] for key, description in keys.items()}
+def test_every_key_has_a_sentence() -> None:
+    for record in dict.fromkeys(TABLES.values()):
+        for each in dataclasses.fields(record):
+            assert each.name in keys(record) or (record, each.name) == (SummaryRow, "swept"), (record, each.name)
 
 
-def test_readme_lists_the_columns() -> None:
-    assert _readme_table("summary.parquet, summary.csv") == {
-        name: [str(column.dtype), column.description] for name, column in SUMMARY_COLUMNS.items()
-    }
-    samples = _readme_table("samples.parquet")
-    assert [(name, row[0]) for name, row in samples.items()] == [(n, str(t)) for n, t in _fields()]
-
-
-def test_facts_that_rules_read_are_documented_keys() -> None:
-    assert set(CLIENT) <= set(results.CLIENT_KEYS)
-    assert set(SERVER) == set(results.SERVER_KEYS)
-    assert json.loads(json.dumps(results.RUN_KEYS)) == results.RUN_KEYS
+def test_looks_and_cells_are_written_as_documented() -> None:
+    assert [*(each.name for each in dataclasses.fields(Look)), "at"] == list(keys(LookRecord))
+    assert list(cells_frame([]).columns) == list(keys(ComparisonRow))
 
 
 @pytest.mark.parametrize(("num_bunched", "bunched"), [(0, False), (10, False), (11, True), (100, True)])

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from orchestrator import execute, paths, plan, progress
+from orchestrator import arms, cost, execute, paths, plan, progress
 from orchestrator.clusters.anyscale import PROBE_ROUTE
 from orchestrator.config import parse, register
 from orchestrator.errors import ConfigError
@@ -140,13 +140,11 @@ LOADS: dict[str, dict[str, Any]] = {
         "sweep.per_replica": True,
         "workload.client.options.num_input_tokens": 512,
         "workload.client.options.num_output_tokens": 128,
-        "workload.client.options.request_rate_rps": None,
     },
     "vllm": {
         "sweep.concurrency": list(VLLM_LEVELS),
         "workload.client.options.num_input_tokens": 512,
         "workload.client.options.num_output_tokens": 128,
-        "workload.client.options.request_rate_rps": None,
     },
 }
 CLUSTERS = {
@@ -172,7 +170,7 @@ def planned(experiment: str, *overrides: str) -> plan.Plan:
         for values in itertools.product(*swept.values()):
             chosen = dict(zip(swept, values, strict=True))
             job = hydra.compose("config", [*fixed, *(f"{key}={value}" for key, value in chosen.items())])
-            jobs.append(plan.Job(parse(job), chosen, chosen["profile"]))
+            jobs.append(arms.Job(parse(job), chosen, chosen["profile"]))
     return plan.make_plan(jobs, seed=0)
 
 
@@ -192,7 +190,9 @@ def test_the_services_are_the_studys(experiment: str, tmp_path: Path, capsys: py
     expected = STUDY[experiment]
     the_plan = planned(experiment, f"cluster={expected.cluster}")
     execute.preflight(the_plan, live=False)
-    assert {arm.name: arm.levels for arm in the_plan.arms} == {name: arm.levels for name, arm in expected.arms.items()}
+    assert {arm.name: clients_of(arm) for arm in the_plan.arms} == {
+        name: arm.levels for name, arm in expected.arms.items()
+    }
 
     run_paths = paths.RunPaths(tmp_path)
     execute.write_service_files(the_plan, run_paths)
@@ -240,6 +240,10 @@ def llm_arguments(num_replicas: int, direct_streaming: bool) -> dict[str, Any]:
     }
 
 
+def clients_of(arm: arms.Arm) -> tuple[int | None, ...]:
+    return tuple(level.concurrency for level in arm.levels)
+
+
 @pytest.mark.parametrize(
     ("experiment", "levels"),
     [
@@ -252,7 +256,7 @@ def test_vllm_runs_on_the_machine_itself(experiment: str, levels: dict[str, tupl
         execute.preflight(planned(experiment, "cluster=anyscale_h100"), live=False)
     the_plan = planned(experiment, "cluster=local_h100")
     execute.preflight(the_plan, live=False)
-    assert {arm.name: arm.levels for arm in the_plan.arms} == levels
+    assert {arm.name: clients_of(arm) for arm in the_plan.arms} == levels
     server = the_plan.arms[0].config.workload.server
     assert (server["source"], server["engine"]) == ("openai/gpt-oss-20b", ENGINE)
 
@@ -299,7 +303,7 @@ def test_a_run_without_a_price_says_how_to_declare_one(
 def test_what_is_rented_is_what_is_paid_for(compose: Compose, workers: str, usd: float | None) -> None:
     """Other machines than the config's have another price, or none: the limit must not be held by the old one."""
     config = compose("cluster=anyscale_1x", f"cluster.worker_nodes={workers}")
-    assert plan.hourly_usd(config.cluster) == (None if usd is None else pytest.approx(usd))
+    assert cost.hourly_usd(config.cluster) == (None if usd is None else pytest.approx(usd))
 
 
 @pytest.mark.parametrize("workload", LOADS)

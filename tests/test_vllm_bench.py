@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,16 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from orchestrator import results
 from orchestrator.clients import vllm_bench
-from orchestrator.clients.processes import Level, Live, Measurement
+from orchestrator.clients.base import Live, Measurement, Window
+from orchestrator.clients.check import num_prompts
 from orchestrator.clients.vllm_bench import VllmBenchClient, error_code, sample_rows, split, steady_window
+from orchestrator.clients.vllm_bench_worker import arguments
 from orchestrator.errors import TrialError
+from orchestrator.load.level import Level
 from orchestrator.process import clean_environment
+from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, in_flight_mean, read_samples, whole_run
+from orchestrator.results.validity import check_validity
 from tests.openai_server import TEXT, serving
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +43,6 @@ OPTIONS = {
     "num_input_tokens": 32,
     "num_output_tokens": NUM_OUTPUT,
     "num_prompts": 40,
-    "request_rate_rps": None,
     "temperature": 0,
     "timeout_s": 120,
 }
@@ -63,8 +66,11 @@ def looks_at_run(test: Any) -> Any:
     return pytest.mark.xdist_group("vllm_bench")(needs_vllm(test))
 
 
-def clients(concurrency: int) -> Level:
-    return Level(concurrency, ramp_up_s=0, warmup_s=0, duration_s=0, drain_s=0)
+Load = tuple[Level, Window]
+
+
+def clients(concurrency: int) -> Load:
+    return Level.of_clients(concurrency), Window(ramp_up_s=0, warmup_s=0, duration_s=0, drain_s=0)
 
 
 def client(num_replicas: int = 1, **options: Any) -> VllmBenchClient:
@@ -91,11 +97,50 @@ def test_split_is_even_and_loses_nothing() -> None:
 def test_steady_window_by_hand() -> None:
     """Two processes of two clients and of one; the second starts later and runs out first."""
     sent = [np.array([10.0, 10.1, 11.0, 12.0, 13.0]), np.array([10.4, 11.5, 12.5])]
-    assert steady_window(sent, [2, 1], closed_loop=True) == (10.4, 12.5)
-    assert steady_window(sent, [3, 2], closed_loop=True) == (11.5, 12.5)
-    assert steady_window(sent, [2, 1], closed_loop=False) == (10.0, 13.0)
-    start, end = steady_window(sent, [5, 3], closed_loop=True)
+    assert steady_window(sent, [2, 1]) == (10.4, 12.5)
+    assert steady_window(sent, [3, 2]) == (11.5, 12.5)
+    assert steady_window(sent, None) == (10.0, 13.0)
+    start, end = steady_window(sent, [5, 3])
     assert end <= start  # a burst and nothing after it
+
+
+@pytest.mark.parametrize(
+    ("level", "each"),
+    [
+        (Level.of_clients(5), [(3, 3, 20, None), (2, 2, 20, None)]),
+        (
+            Level.of_rate(30),
+            [(None, 38, 20, 15.0), (None, 37, 20, 15.0)],
+        ),  # the warm-up: 75 requests, 2.5 s at the rate
+        (Level.of_rate(0.1), [(None, 1, 20, 0.05), (None, 1, 20, 0.05)]),
+    ],
+)
+def test_what_each_process_is_told(
+    level: Level, each: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients, warm-up requests, measured requests and rate of each; in open loop nothing bounds what is in flight."""
+    told: list[dict[str, Any]] = []
+
+    def tell(_module: str, specs: list[dict[str, Any]], *_: Any, **__: Any) -> None:
+        told.extend(specs)
+        raise TrialError("told")
+
+    monkeypatch.setattr(vllm_bench, "drive", tell)
+    with pytest.raises(TrialError, match="told"):
+        client(2, num_prompts=20).run(["http://a"], level, Window(1, 2.5, 3, 4), tmp_path, ignore)
+    names = ("concurrency", "num_warmups", "num_prompts", "request_rate_rps")
+    assert [tuple(spec[name] for name in names) for spec in told] == each
+    for spec in told:
+        command = arguments(spec, "tiny")
+        assert f"--num-prompts={spec['num_warmups'] + 20}" in command
+        assert any(word.startswith("--max-concurrency") for word in command) is (spec["concurrency"] is not None)
+
+
+def test_a_rate_is_kept_up_for_the_window() -> None:
+    def count(rate_rps: float) -> int:
+        return num_prompts({"num_prompts": None}, 2, Level.of_rate(rate_rps), duration_s=60)
+
+    assert (count(10), count(100)) == (1200, 6000)
 
 
 def bench(**changed: Any) -> dict[str, Any]:
@@ -120,7 +165,7 @@ def bench(**changed: Any) -> dict[str, Any]:
 
 def test_samples_by_hand() -> None:
     rows = sample_rows(bench(), 3, OPTIONS)
-    table = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA).to_pandas()
+    table = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA).to_pandas()
     assert table.sent_at_s.tolist() == [100, 101, 102, 103, 104]
     assert table.latency_ms.tolist() == pytest.approx(
         [1200, 650, 125, 1000, 2500]
@@ -140,9 +185,9 @@ def test_samples_by_hand() -> None:
 
 
 def test_whole_run_by_hand() -> None:
-    table = pa.Table.from_pylist(sample_rows(bench(), 0, OPTIONS), schema=results.SAMPLES_SCHEMA)
-    figures = results.whole_run(table, 4.0)
-    assert [*figures, "client"] == list(results.WHOLE_RUN_KEYS)
+    table = pa.Table.from_pylist(sample_rows(bench(), 0, OPTIONS), schema=SAMPLES_SCHEMA)
+    figures = asdict(whole_run(table, 4.0))
+    assert figures.pop("client") is None
     assert figures == pytest.approx(
         {
             "duration_s": 4.0,
@@ -163,9 +208,9 @@ def test_whole_run_by_hand() -> None:
             "latency_p99_ms": 650 + 0.98 * 550,
         }
     )
-    failed = results.whole_run(table.slice(3), 4.0)
-    assert (failed["num_successful"], failed["num_failed"], failed["latency_p50_ms"]) == (0, 2, None)
-    assert failed["throughput_rps"] == failed["output_throughput_tok_per_s"] == 0
+    failed = whole_run(table.slice(3), 4.0)
+    assert (failed.num_successful, failed.num_failed, failed.latency_p50_ms) == (0, 2, None)
+    assert failed.throughput_rps == failed.output_throughput_tok_per_s == 0
 
 
 @pytest.mark.parametrize(
@@ -208,9 +253,9 @@ class Run:
         return found
 
 
-def drive(bench_client: VllmBenchClient, url: str, level: Level, directory: Path) -> tuple[Measurement, pd.DataFrame]:
-    measurement = bench_client.run([url], level, directory, ignore)
-    return measurement, results.read_samples(directory / "samples.parquet").to_pandas()
+def drive(bench_client: VllmBenchClient, url: str, load: Load, directory: Path) -> tuple[Measurement, pd.DataFrame]:
+    measurement = bench_client.run([url], *load, directory, ignore)
+    return measurement, read_samples(directory / "samples.parquet").to_pandas()
 
 
 @pytest.fixture(scope="module")
@@ -225,16 +270,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         commands.extend(" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
 
     with serving(first_ms=40, gap_ms=10, fail_every=13, short_every=10, cut_every=17) as server:
-        measurement = client(num_prompts=160).run([server.url], clients(4), directory, on_progress)
+        measurement = client(num_prompts=160).run([server.url], *clients(4), directory, on_progress)
         seen = server.stats()
-    samples = results.read_samples(directory / "samples.parquet").to_pandas()
+    samples = read_samples(directory / "samples.parquet").to_pandas()
     return Run(directory, measurement, samples, seen, progress, "\n".join(commands))
 
 
 @looks_at_run
 def test_every_request_is_on_record(run: Run) -> None:
     num_warmups = 4
-    assert len(run.samples) == 160 == run.measurement.facts["num_requests"]
+    assert len(run.samples) == 160 == run.measurement.facts.num_requests
     assert run.seen["num_requests"] == len(run.samples) + num_warmups
     assert run.seen["max_in_flight"] == 4
     assert len(set(run.seen["prompts"][:num_warmups])) == num_warmups  # one prompt over would be the prefix cache's
@@ -276,9 +321,8 @@ def test_failures_and_short_replies(run: Run) -> None:
 @looks_at_run
 def test_whole_run_is_what_the_client_says(run: Run) -> None:
     """Held against the client's JSON under its own names, not by way of our translation of them."""
-    whole, bench = run.measurement.whole_run, run.bench
-    assert whole
-    assert list(whole) == list(results.WHOLE_RUN_KEYS)
+    assert run.measurement.whole_run
+    whole, bench = asdict(run.measurement.whole_run), run.bench
     theirs = {
         "duration_s": bench["duration"],
         "num_successful": bench["completed"],
@@ -309,18 +353,20 @@ def test_window_leaves_ramp_and_tail_out(run: Run) -> None:
     samples, (duration_s, facts, whole) = run.samples, run.measurement
     assert samples.sent_at_s[3] == 0  # the fourth client's first
     assert samples.sent_at_s.iloc[-1] == pytest.approx(duration_s)
-    assert 0 < duration_s < whole["duration_s"]
-    assert set(facts) == set(results.CLIENT_KEYS)
-    assert facts["window_s"] == duration_s
-    assert facts["all_clients_started_at_s"] == 0
-    assert facts["num_processes"] == 1
-    assert 0 < facts["cpu_ratio"] == facts["cpu_ratios"][0] < 1
-    assert 0 <= facts["lag_p50_ms"] <= facts["lag_p99_ms"]
-    assert facts["versions"]["vllm"].startswith("0.")
-    table = results.read_samples(run.directory / "samples.parquet")
+    assert whole
+    assert 0 < duration_s < whole.duration_s
+    unknown = {name for name, value in asdict(facts).items() if value is None}
+    assert unknown == {"offered_rps", "sent_rps"}  # closed loop
+    assert facts.window_s == duration_s
+    assert facts.all_clients_started_at_s == 0
+    assert facts.num_processes == 1
+    assert 0 < facts.cpu_ratio == facts.cpu_ratios[0] < 1
+    assert 0 <= facts.lag_p50_ms <= facts.lag_p99_ms
+    assert facts.versions["vllm"].startswith("0.")
+    table = read_samples(run.directory / "samples.parquet")
     # Failures have no time, so they leave gaps; else all four clients are busy throughout.
     failed = (samples.latency_ms.isna() & samples.sent_at_s.between(0, duration_s)).mean()
-    assert results.in_flight_mean(table, duration_s) > 4 * (0.9 - failed)
+    assert in_flight_mean(table, duration_s) > 4 * (0.9 - failed)
 
 
 @looks_at_run
@@ -359,9 +405,9 @@ def test_what_is_on_disk(run: Run) -> None:
 def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
     with serving(gap_ms=10) as first, serving(gap_ms=10) as second:
         bench_client = client(num_replicas=2)
-        duration_s, facts, whole = bench_client.run([first.url, second.url], clients(5), tmp_path, ignore)
+        duration_s, facts, whole = bench_client.run([first.url, second.url], *clients(5), tmp_path, ignore)
         seen = [first.stats(), second.stats()]
-    samples = results.read_samples(tmp_path / "samples.parquet").to_pandas()
+    samples = read_samples(tmp_path / "samples.parquet").to_pandas()
     assert len(samples) == 80
     assert samples.client_process.value_counts().to_dict() == {0: 40, 1: 40}
     assert [each["num_requests"] for each in seen] == [43, 42]  # 40, and a warm-up for each client
@@ -372,26 +418,29 @@ def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
     assert duration_s == pytest.approx(spans["max"].min())
     third, second_of_two = (samples[samples.client_process == k].sent_at_s.iloc[n] for k, n in ((0, 2), (1, 1)))
     assert max(third, second_of_two) == pytest.approx(0, abs=1e-9)
-    assert facts["num_processes"] == len(facts["cpu_ratios"]) == 2
+    assert facts.num_processes == len(facts.cpu_ratios) == 2
     assert whole
-    assert whole["client"] is None
-    assert whole["num_successful"] == 80
+    assert whole.client is None
+    assert whole.num_successful == 80
     ends_s = samples.sent_at_s + samples.latency_ms / 1000
     alone_s = [json.loads((tmp_path / "raw" / f"bench.{k}.json").read_text())["duration"] for k in (0, 1)]
-    assert whole["duration_s"] >= max(ends_s.max() - samples.sent_at_s.min(), *alone_s)
-    assert whole["duration_s"] < sum(alone_s)
+    assert whole.duration_s >= max(ends_s.max() - samples.sent_at_s.min(), *alone_s)
+    assert whole.duration_s < sum(alone_s)
 
 
 @needs_vllm
 def test_open_loop(tmp_path: Path) -> None:
     with serving(first_ms=1, gap_ms=1) as server:
-        measurement, samples = drive(client(request_rate_rps=30), server.url, clients(20), tmp_path)
+        load = Level.of_rate(30), Window(ramp_up_s=0, warmup_s=0.2, duration_s=0, drain_s=0)
+        measurement, samples = drive(client(), server.url, load, tmp_path)
+        assert server.stats()["num_requests"] == 46  # the rate's own in the warm-up
     assert samples.ok.all()
     assert len(samples) == 40
     assert samples.sent_at_s.iloc[0] == 0
     assert measurement.duration_s == pytest.approx(samples.sent_at_s.iloc[-1])
-    assert measurement.facts["all_clients_started_at_s"] is None
-    assert json.loads((tmp_path / "raw" / "bench.0.json").read_text())["request_rate"] == 30
+    assert measurement.facts.all_clients_started_at_s is None
+    raw = json.loads((tmp_path / "raw" / "bench.0.json").read_text())
+    assert (raw["request_rate"], raw["max_concurrency"]) == (30, None)
 
 
 @needs_vllm
@@ -400,9 +449,9 @@ def test_if_every_request_fails_that_is_the_result(tmp_path: Path) -> None:
         measurement, samples = drive(client(), server.url, clients(2), tmp_path)
         assert server.stats()["num_requests"] == 42
     assert samples.error.eq("http_500").all()
-    table = results.read_samples(tmp_path / "samples.parquet")
-    metrics = results.compute_metrics(table, measurement.duration_s, {})
-    validity = results.check_validity(
+    table = read_samples(tmp_path / "samples.parquet")
+    metrics = compute_metrics(table, measurement.duration_s, {})
+    validity = check_validity(
         table,
         metrics,
         concurrency=2,
@@ -413,8 +462,9 @@ def test_if_every_request_fails_that_is_the_result(tmp_path: Path) -> None:
     )
     assert "no_success" in validity.reasons
     assert measurement.whole_run
-    assert measurement.whole_run["num_failed"] == measurement.whole_run["client"]["num_failed"] == 40
-    json.dumps(measurement.whole_run, allow_nan=False)
+    assert measurement.whole_run.client
+    assert measurement.whole_run.num_failed == measurement.whole_run.client["num_failed"] == 40
+    json.dumps(asdict(measurement.whole_run), allow_nan=False)
 
 
 # ---- Ends ----
@@ -431,7 +481,7 @@ def test_hang_ends_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.Mon
 
     with serving(hang_after=12) as server:
         with pytest.raises(TrialError, match=r"40 requests did not end within timeout_s=3.*client\.log") as caught:
-            client(timeout_s=3).run([server.url], clients(2), tmp_path, on_progress)
+            client(timeout_s=3).run([server.url], *clients(2), tmp_path, on_progress)
         assert server.stats()["num_requests"] == 14  # two warm-ups, ten answered, two that hang
     assert "raise it" in str(caught.value)
     assert num_workers == 1
@@ -444,7 +494,7 @@ def test_client_that_cannot_start_says_why(tmp_path: Path) -> None:
     bench_client = client(tokenizer="no-such/tokenizer")
     bench_client.env = {**bench_client.env, "HF_HUB_OFFLINE": "1"}
     with pytest.raises(TrialError, match=r"exit code 1 before 'ready'; see .*client\.log(?s:.)*Error: "):
-        bench_client.run(["http://127.0.0.1:1"], clients(2), tmp_path, ignore)
+        bench_client.run(["http://127.0.0.1:1"], *clients(2), tmp_path, ignore)
     assert "no-such/tokenizer" in (tmp_path / "client.log").read_text()
     assert workers() == []
 
@@ -456,7 +506,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
         from pathlib import Path
         from tests.test_vllm_bench import client, clients
         directory = Path({str(tmp_path)!r})
-        client(timeout_s=600).run([sys.argv[1]], clients(2), directory, lambda live: print("on", flush=True))
+        client(timeout_s=600).run([sys.argv[1]], *clients(2), directory, lambda live: print("on", flush=True))
     """
     with serving(hang_after=12) as server:
         command = [sys.executable, "-c", textwrap.dedent(code), server.url]

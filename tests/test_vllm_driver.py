@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from orchestrator.clusters.engine import declared_differences, engine_settings
-from orchestrator.clusters.local_ray import _Claim, _Driver, client_environment
+from orchestrator.clusters.local import _Claim, _Driver
 from orchestrator.clusters.vllm_driver import flags, placement, root_cause
 from orchestrator.errors import ServiceError
-from orchestrator.process import MARKER, end_members, members
+from orchestrator.process import MARKER, client_environment, end_members, members
 from tests.conftest import ROOT
 
 MODULE = "orchestrator.clusters.vllm_driver"
@@ -210,6 +210,7 @@ def driving(log_dir: Path, num_servers: int, **engine: Any) -> Iterator[tuple[_C
     driver = _Driver(MODULE, spec_of(claim, log_dir, num_servers, **engine), environment(claim), log_dir / "driver.log")
     tree: list[psutil.Process] = []
     try:
+        driver.start()
         yield claim, driver
         tree = descendants(driver)
     finally:
@@ -221,7 +222,7 @@ def driving(log_dir: Path, num_servers: int, **engine: Any) -> Iterator[tuple[_C
 def descendants(driver: _Driver) -> list[psutil.Process]:
     """By parentage, so that it can tell whether `members`, which goes by traces, misses one."""
     try:
-        return psutil.Process(driver._process.pid).children(recursive=True)
+        return psutil.Process(driver.child.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
 
@@ -272,7 +273,7 @@ def test_two_servers_of_which_one_dies(tmp_path: Path) -> None:
         for port in (claim.base_port, claim.base_port + 1):
             assert complete(port)["usage"]["completion_tokens"] == 5
 
-        snapshot = driver.ask("snapshot", 60)
+        snapshot = driver.snapshot(60)
         assert snapshot["unhealthy"] == []
         assert snapshot["listener"] == effective["listener"]
         assert sorted((actor["name"], actor["kind"]) for actor in snapshot["actors"]) == [
@@ -281,7 +282,7 @@ def test_two_servers_of_which_one_dies(tmp_path: Path) -> None:
             ("vllm-1", "VllmServer"),
             ("vllm-1-engine", "VllmEngine"),
         ]
-        assert driver.ask("snapshot", 60) == snapshot  # ids are stable
+        assert driver.snapshot(60) == snapshot  # ids are stable
         tree = descendants(driver)
         assert {"VLLM::EngineCore", "VLLM::Worker"} <= {process.name() for process in tree}
         assert set(tree) <= set(members(claim.directory))  # titles have not hidden the marker
@@ -293,12 +294,12 @@ def test_two_servers_of_which_one_dies(tmp_path: Path) -> None:
         (engine,) = [actor for actor in snapshot["actors"] if actor["name"] == "vllm-1-engine"]
         os.kill(engine["pid"], signal.SIGKILL)
         deadline = time.monotonic() + 60
-        while not (unhealthy := driver.ask("snapshot", 60)["unhealthy"]):
+        while not (unhealthy := driver.snapshot(60)["unhealthy"]):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert unhealthy[0].startswith("vllm-1 ")
         assert str(tmp_path / "server-1.log") in unhealthy[0]
-        later = {actor["id"] for actor in driver.ask("snapshot", 60)["actors"]}
+        later = {actor["id"] for actor in driver.snapshot(60)["actors"]}
         assert engine["id"] not in later
         assert {actor["id"] for actor in snapshot["actors"] if actor["name"].startswith("vllm-0")} <= later
         assert complete(claim.base_port)["usage"]["completion_tokens"] == 5
@@ -316,7 +317,7 @@ def test_what_a_killed_driver_leaves_is_found_and_ended(tmp_path: Path) -> None:
         driver.wait_ready(300, lambda _: None)
         tree = descendants(driver)
         assert "VLLM::EngineCore" in {process.name() for process in tree}
-        driver._process.kill()
+        driver.child.kill()
         assert end_members(claim.directory) == []
         assert alive(tree) == []
 

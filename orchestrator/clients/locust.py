@@ -12,9 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator import results
-from orchestrator.clients.processes import Level, Live, Measurement, drive, health
+from orchestrator.clients.base import Live, Measurement, Window, drive, health
 from orchestrator.errors import TrialError
+from orchestrator.load.level import Level
+from orchestrator.results.records import ClientFacts
+from orchestrator.results.samples import read_samples, write_samples
 
 TOKEN_VARIABLE = "SERVE_ORCHESTRATOR_TOKEN"  # in the processes' environment: sent as bearer with every request
 WORKER = "orchestrator.clients.locust_worker"
@@ -37,15 +39,21 @@ class LocustClient:
     env: Mapping[str, str]
 
     def run(
-        self, urls: Sequence[str], level: Level, directory: Path, on_progress: Callable[[Live], None]
+        self,
+        urls: Sequence[str],
+        level: Level,
+        window: Window,
+        directory: Path,
+        on_progress: Callable[[Live], None],
     ) -> Measurement:
         """Drive one level; writes `client.log` and `samples.parquet`. Each process loads one of the addresses.
 
         Raises TrialError when the processes fail.
         """
+        assert level.concurrency is not None, "clients.check refuses a rate"
         num_processes = min(self.num_processes, level.concurrency)
         num_processes -= num_processes % len(urls)  # each address the same load
-        assert num_processes, "config.parse refuses fewer processes or clients than addresses"
+        assert num_processes, "clients.check refuses fewer processes or clients than addresses"
         shards = [directory / f"samples.{index}.part" for index in range(num_processes)]
         specs = [
             {
@@ -54,13 +62,14 @@ class LocustClient:
                 "url": urls[index % len(urls)].rstrip("/"),
                 "locustfile": self.locustfile,
                 "options": self.options,
-                "level": asdict(level),
+                "concurrency": level.concurrency,
+                "window": asdict(window),
                 "shard": str(shard),
             }
             for index, shard in enumerate(shards)
         ]
         log = directory / "client.log"
-        limit_s = level.ramp_up_s + level.warmup_s + level.duration_s + level.drain_s + MARGIN_S
+        limit_s = sum(asdict(window).values()) + MARGIN_S
         facts = drive(WORKER, specs, self.env, log, on_progress, startup_s=STARTUP_S, lead_s=LEAD_S, limit_s=limit_s)
 
         num_started = sum(fact["num_clients_started"] for fact in facts)
@@ -70,8 +79,8 @@ class LocustClient:
                 f"only {num_started} of {level.concurrency} clients of {self.locustfile} ever sent a request"
                 f"{f' ({task_errors[0]})' if task_errors else ''}; see {log}"
             )
-        samples = pa.concat_tables([results.read_samples(shard) for shard in shards]).sort_by("sent_at_s")
-        results.write_samples(directory / "samples.parquet", samples)
+        samples = pa.concat_tables([read_samples(shard) for shard in shards]).sort_by("sent_at_s")
+        write_samples(directory / "samples.parquet", samples)
         for shard in shards:
             shard.unlink()
         totals = {
@@ -79,12 +88,11 @@ class LocustClient:
             for what in ("requests", "unfinished", "task_errors")
         }
         assert samples.num_rows == totals["num_requests"], f"{samples.num_rows} samples, {totals} recorded"
-        client = {
+        client = ClientFacts(
             **health(facts),
             **totals,
-            "window_s": min(fact["window_s"] for fact in facts),
-            "all_clients_started_at_s": max(fact["last_client_started_at_s"] for fact in facts),
-            **dict.fromkeys(("offered_rps", "sent_rps", "in_flight_mean")),
-            "versions": {name: version(name) for name in ("locust", "geventhttpclient", "gevent")},
-        }
-        return Measurement(level.duration_s, client)
+            window_s=min(fact["window_s"] for fact in facts),
+            all_clients_started_at_s=max(fact["last_client_started_at_s"] for fact in facts),
+            versions={name: version(name) for name in ("locust", "geventhttpclient", "gevent")},
+        )
+        return Measurement(window.duration_s, client)

@@ -20,12 +20,13 @@ import json
 import logging
 import os
 import select
-import signal
 import sys
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
+
+from orchestrator.results.samples import SAMPLES_SCHEMA, UNFINISHED
 
 import locust  # isort: skip  # patches the standard library for gevent: before all that might use sockets
 import gevent
@@ -41,9 +42,8 @@ from locust.env import Environment
 from locust.exception import CatchResponseError
 from locust.util.load_locustfile import load_locustfile
 
+from orchestrator.child import protocol_channel, say
 from orchestrator.clients.locust import TOKEN_VARIABLE
-from orchestrator.process import protocol_channel, say
-from orchestrator.results import SAMPLES_SCHEMA, UNFINISHED
 from orchestrator.secrets import Secret, redact
 
 MAX_ERROR_CHARS = 200
@@ -241,7 +241,7 @@ def report_progress(protocol: TextIO, recorder: Recorder, start_s: float, window
         num_reported = len(recorder.rows)
         say(
             protocol,
-            type="progress",
+            "progress",
             elapsed_s=tick - window_start_s,
             throughput_rps=len(latencies_ms),
             num_failed=recorder.num_failed,
@@ -253,9 +253,9 @@ def drive(
     environment: Environment, recorder: Recorder, spec: dict[str, Any], start_s: float, protocol: TextIO
 ) -> dict[str, Any]:
     """Ramp-up, warm-up, window, drain; returns this process's facts, times relative to the window."""
-    level = spec["level"]
-    window_start_s = start_s + level["ramp_up_s"] + level["warmup_s"]
-    window_end_s = window_start_s + level["duration_s"]
+    window, concurrency = spec["window"], spec["concurrency"]
+    window_start_s = start_s + window["ramp_up_s"] + window["warmup_s"]
+    window_end_s = window_start_s + window["duration_s"]
     lags_ms: list[float] = []
     observers = [
         gevent.spawn(measure_lag, window_start_s, window_end_s, lags_ms),
@@ -267,8 +267,8 @@ def drive(
     # Client k of all N starts at k/N of the ramp; Locust's own dispatcher would start them in steps of 1 s.
     environment.events.test_start.fire(environment=environment)
     users: list[Any] = []
-    for client in range(spec["index"], level["concurrency"], spec["num_processes"]):
-        sleep_until(start_s + level["ramp_up_s"] * client / level["concurrency"])
+    for client in range(spec["index"], concurrency, spec["num_processes"]):
+        sleep_until(start_s + window["ramp_up_s"] * client / concurrency)
         users.append(user_class(environment))
         users[-1].start(runner.user_greenlets)
     environment.events.spawning_complete.fire(user_count=len(users))
@@ -280,7 +280,7 @@ def drive(
 
     for user in users:
         user.stop()  # not before its request is done
-    runner.user_greenlets.join(timeout=level["drain_s"])
+    runner.user_greenlets.join(timeout=window["drain_s"])
     environment.events.request.remove_listener(recorder.on_request)
     environment.events.user_error.remove_listener(recorder.on_user_error)
     num_unfinished = recorder.close()
@@ -344,7 +344,6 @@ class FirstRecords(logging.Filter):
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     protocol = protocol_channel()
     spec = json.loads(sys.stdin.readline() or sys.exit(1))
 
@@ -360,14 +359,14 @@ def main() -> None:
     recorder.install(environment)
     gc.collect()
     gc.freeze()
-    say(protocol, type="ready")
+    say(protocol, "ready")
 
     start_s = json.loads(sys.stdin.readline() or sys.exit(1))["start_s"]
     _start_thread(exit_with_parent, ())
     facts = drive(environment, recorder, spec, start_s, protocol)
-    window_start_s = start_s + spec["level"]["ramp_up_s"] + spec["level"]["warmup_s"]
+    window_start_s = start_s + spec["window"]["ramp_up_s"] + spec["window"]["warmup_s"]
     write_shard(spec["shard"], recorder, window_start_s, spec["index"])
-    say(protocol, type="facts", **facts)
+    say(protocol, "facts", **facts)
 
     assert environment.runner
     with gevent.Timeout(TEARDOWN_S, False):

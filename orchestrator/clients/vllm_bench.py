@@ -2,10 +2,10 @@
 
 The client reports its whole run, from the first request to the last reply: a burst of all clients at once at one end,
 a tail in which ever fewer are busy at the other. Here its per-request records become our samples, whose window lies
-between the two; the whole run is reported beside it (`results.whole_run`), so that figures can be held against others'.
+between the two; the whole run is reported beside it (`samples.whole_run`), so that figures can be held against others'.
 
-Not covered: the schedule of an open loop (`request_rate_rps`). The client does not tell when it meant to send, so its
-latencies count from the actual send. A server that does not report usage: its tokens are those of the text.
+Not covered: the schedule of an open loop. The client does not tell when it meant to send, so its latencies count from
+the actual send. A server that does not report usage: its tokens are those of the text.
 """
 
 import json
@@ -20,17 +20,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator import results
-from orchestrator.clients.processes import Level, Live, Measurement, drive, health
+from orchestrator.clients.base import Live, Measurement, Window, drive, health
+from orchestrator.clients.check import MIN_PROMPTS_PER_CLIENT, num_prompts
 from orchestrator.errors import TrialError
+from orchestrator.load.level import Level
+from orchestrator.results.records import ClientFacts
+from orchestrator.results.samples import LONG_REPLY, SAMPLES_SCHEMA, SHORT_REPLY, whole_run, write_samples
 
 WORKER = "orchestrator.clients.vllm_bench_worker"
 
 STARTUP_S = 900.0  # to import vLLM, make the prompts, and have a cold server answer the warm-up
 LEAD_S = 2.0  # from sending the start time to the start: in it the client asks the server about itself
 MARGIN_S = 60.0  # after the last reply, for the client's own statistics and file
-MIN_PROMPTS = 1200  # a p99 needs 1,000 requests in the window
-MIN_PROMPTS_PER_CLIENT = 10
 MAX_ERROR_CHARS = 200
 
 _CODES = {
@@ -45,10 +46,10 @@ _STATUS_CODES = {status.phrase: f"http_{status.value}" for status in HTTPStatus}
 
 @dataclass
 class VllmBenchClient:
-    """Closed loop, or open with `request_rate_rps`. `env` is all of the processes' environment.
+    """Closed loop, or open at a level that is a rate. `env` is all of the processes' environment.
 
-    `options`: model, tokenizer, num_input_tokens, num_output_tokens, num_prompts (a replica; None = the larger of
-    1,200 and 10 a client, in all), request_rate_rps (of all processes; None = closed loop), temperature, timeout_s.
+    `options`: model, tokenizer, num_input_tokens, num_output_tokens, num_prompts (a replica; None = 1,200 in all, or
+    more: 10 a client, or what the rate sends in the window's duration), temperature, timeout_s.
     """
 
     options: Mapping[str, Any]
@@ -56,19 +57,31 @@ class VllmBenchClient:
     env: Mapping[str, str]
 
     def run(
-        self, urls: Sequence[str], level: Level, directory: Path, on_progress: Callable[[Live], None]
+        self,
+        urls: Sequence[str],
+        level: Level,
+        window: Window,
+        directory: Path,
+        on_progress: Callable[[Live], None],
     ) -> Measurement:
         """Drive one level; writes `client.log`, `raw/` and `samples.parquet`. Each process loads one of the addresses.
 
-        The load is counted in requests, so of `level` only the number of clients counts, not its times.
+        The load is counted in requests. In closed loop the times of `window` do not count, and each client warms up
+        with one request. In open loop nothing bounds what is in flight, and the warm-up is what the rate sends in
+        `window.warmup_s`, at this rate: a burst would bring up more in flight than the rate ever does, and how many
+        that is cannot be known before.
         Raises TrialError when the processes fail or do not end within `timeout_s`, and when no time was left in which
-        all clients were busy.
+        the service was under the whole load.
         """
-        options, closed_loop = self.options, self.options["request_rate_rps"] is None
-        num_processes = min(max(self.num_replicas, len(urls)), level.concurrency)
-        assert num_processes >= len(urls), "config.parse refuses fewer clients than addresses"
-        num_prompts = self._num_prompts(level.concurrency)
-        num_clients, shares = split(level.concurrency, num_processes), split(num_prompts, num_processes)
+        options, clients, rate_rps = self.options, level.concurrency, level.offered_rps
+        most = max(self.num_replicas, len(urls))
+        num_processes = most if clients is None else min(most, clients)
+        assert num_processes >= len(urls), "clients.check refuses fewer clients than addresses"
+        total = num_prompts(options, self.num_replicas, level, window.duration_s)
+        shares = split(total, num_processes)
+        num_clients = None if clients is None else split(clients, num_processes)
+        warm_up = int(level.amount) if clients else max(num_processes, math.ceil(level.amount * window.warmup_s))
+        num_warmups = split(warm_up, num_processes)
         (directory / "raw").mkdir(exist_ok=True)
         paths = [directory / "raw" / f"bench.{index}.json" for index in range(num_processes)]
         specs = [
@@ -76,9 +89,10 @@ class VllmBenchClient:
                 **options,
                 "index": index,
                 "url": urls[index % len(urls)].rstrip("/"),
-                "concurrency": num_clients[index],
+                "concurrency": num_clients and num_clients[index],
+                "num_warmups": num_warmups[index],
                 "num_prompts": shares[index],
-                "request_rate_rps": None if closed_loop else options["request_rate_rps"] * shares[index] / num_prompts,
+                "request_rate_rps": rate_rps and rate_rps * shares[index] / total,
                 # The same prompts in every arm, and others at each level and repeat: the service may remember them.
                 "seed": zlib.crc32(f"{directory.name}/{index}".encode()),
                 "result": str(path),
@@ -94,49 +108,41 @@ class VllmBenchClient:
             startup_s=STARTUP_S,
             lead_s=LEAD_S,
             limit_s=options["timeout_s"] + MARGIN_S,
-            if_late=f": {num_prompts} requests did not end within timeout_s={options['timeout_s']:g} (raise it, or see "
+            if_late=f": {total} requests did not end within timeout_s={options['timeout_s']:g} (raise it, or see "
             "why the service is slow)",
         )
 
         benches = [json.loads(path.read_text()) for path in paths]
         sent = [np.sort(bench["start_times"]) for bench in benches]
-        window_start_s, window_end_s = steady_window(sent, num_clients, closed_loop)
+        window_start_s, window_end_s = steady_window(sent, num_clients)
         duration_s = window_end_s - window_start_s
         if duration_s <= 0:
             raise TrialError(
-                f"{num_prompts} requests from {level.concurrency} clients leave no time in which all are busy; raise "
+                f"{total} requests of {level.text} leave no time in which all of them load the service; raise "
                 f"num_prompts (of each of {self.num_replicas} replicas), {MIN_PROMPTS_PER_CLIENT} a client is usual"
             )
         rows = [row for index, bench in enumerate(benches) for row in sample_rows(bench, index, options)]
         for row in rows:
             row["sent_at_s"] -= window_start_s
-        samples = pa.Table.from_pylist(rows, schema=results.SAMPLES_SCHEMA).sort_by("sent_at_s")
-        results.write_samples(directory / "samples.parquet", samples)
+        samples = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA).sort_by("sent_at_s")
+        write_samples(directory / "samples.parquet", samples)
 
         began_s = min(fact["began_s"] for fact in facts)
         ended_s = max(fact["began_s"] + bench["duration"] for fact, bench in zip(facts, benches, strict=True))
-        whole_run = {
-            **results.whole_run(samples, ended_s - began_s),
-            "client": printed(benches[0]) if num_processes == 1 else None,
-        }
-        client = {
+        whole = whole_run(samples, ended_s - began_s, printed(benches[0]) if num_processes == 1 else None)
+        client = ClientFacts(
             **health(facts),
-            "window_s": duration_s,
-            "all_clients_started_at_s": 0.0 if closed_loop else None,
-            "offered_rps": options["request_rate_rps"],
-            "sent_rps": None if closed_loop else (sum(map(len, sent)) - 1) / duration_s,
-            "in_flight_mean": in_flight_mean(benches, window_start_s, window_end_s),
-            "num_requests": len(rows),
-            "num_unfinished": 0,  # the client waits for every reply
-            "num_task_errors": 0,  # and has no task that could raise
-            "versions": facts[0]["versions"],
-        }
-        return Measurement(duration_s, client, whole_run)
-
-    def _num_prompts(self, concurrency: int) -> int:
-        if self.options["num_prompts"] is None:
-            return max(MIN_PROMPTS, MIN_PROMPTS_PER_CLIENT * concurrency)
-        return int(self.options["num_prompts"] * self.num_replicas)
+            window_s=duration_s,
+            all_clients_started_at_s=None if clients is None else 0.0,
+            offered_rps=rate_rps,
+            sent_rps=None if rate_rps is None else (sum(map(len, sent)) - 1) / duration_s,
+            in_flight_mean=in_flight_mean(benches, window_start_s, window_end_s),
+            num_requests=len(rows),
+            num_unfinished=0,  # the client waits for every reply
+            num_task_errors=0,  # and has no task that could raise
+            versions=facts[0]["versions"],
+        )
+        return Measurement(duration_s, client, whole)
 
 
 def split(total: int, num_parts: int) -> list[int]:
@@ -144,12 +150,12 @@ def split(total: int, num_parts: int) -> list[int]:
     return [total // num_parts + (part < total % num_parts) for part in range(num_parts)]
 
 
-def steady_window(sent_s: Sequence[np.ndarray], num_clients: Sequence[int], closed_loop: bool) -> tuple[float, float]:
+def steady_window(sent_s: Sequence[np.ndarray], num_clients: Sequence[int] | None) -> tuple[float, float]:
     """Start and end of the time in which every process is under its full load. `sent_s`: of each, ascending.
 
-    Closed loop: all clients have sent, and no process has run out of prompts. Open loop: from first send to last.
+    All of its clients have sent, and no process has run out of prompts. Open loop (None): from first send to last.
     """
-    if not closed_loop:
+    if num_clients is None:
         return min(float(sent[0]) for sent in sent_s), max(float(sent[-1]) for sent in sent_s)
     all_sent_s = max(float(sent[clients - 1]) for sent, clients in zip(sent_s, num_clients, strict=True))
     return all_sent_s, min(float(sent[-1]) for sent in sent_s)
@@ -183,7 +189,7 @@ def sample_rows(bench: Mapping[str, Any], index: int, options: Mapping[str, Any]
                 "error": None,
             }
             if num_output != asked:
-                code = results.SHORT_REPLY if num_output < asked else results.LONG_REPLY
+                code = SHORT_REPLY if num_output < asked else LONG_REPLY
                 row["error"] = f"{code}: got {num_output}, want {asked}"
         rows.append(row)
     return rows
@@ -203,8 +209,8 @@ def error_code(error: str) -> str:
     return _CODES.get(name, name)[:MAX_ERROR_CHARS]
 
 
-def printed(bench: Mapping[str, Any]) -> dict[str, Any]:
-    """What the client itself printed at its end, under the names of `results.WHOLE_RUN_KEYS`."""
+def printed(bench: Mapping[str, Any]) -> dict[str, float | int]:
+    """What the client itself printed at its end, under the names of `WholeRun`."""
     figures = {
         "duration_s": bench["duration"],
         "num_successful": bench["completed"],

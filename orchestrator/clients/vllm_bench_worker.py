@@ -1,21 +1,19 @@
 """One process of load: vLLM's own benchmark client, `vllm bench serve`, with a warm-up and an observer around it.
 
-Started by `orchestrator.clients.vllm_bench`, which talks to it in lines of JSON (see `processes`). On stdin come the
-spec, then the start time, then nothing: end of file means that the parent is gone, and this process ends itself.
+Started by `orchestrator.clients.vllm_bench`, which talks to it in lines of JSON (see `orchestrator.child`). On stdin
+come the spec, then the start time, then nothing: end of file means that the parent is gone, and this process ends.
 On stdout go `ready`, one `progress` a second, `facts`; what vLLM prints goes to the log.
 
 What is sent, when, and how it is timed is the client's own code, and so is the JSON it leaves. Added is what it
-lacks: a warm-up of distinct prompts at the measured concurrency (its own repeats one prompt, which a prefix cache
+lacks: a warm-up of distinct prompts under the measured load (its own repeats one prompt, which a prefix cache
 answers), a start that all processes share, and the CPU and event-loop lag of the client itself.
 """
 
 import asyncio
 import importlib
 import json
-import math
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -24,7 +22,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from orchestrator.process import protocol_channel, say
+from orchestrator.child import protocol_channel, say
 from workloads.llm import tiny
 
 BACKEND = "openai"
@@ -55,11 +53,11 @@ class Observer:
         print(f"[client_process={self.spec['index']} {self.phase}]", *values, flush=True)
 
     async def benchmark(self, *, input_requests: list[Any], request_rate: float, **settings: Any) -> dict[str, Any]:
-        num_warmups = self.spec["concurrency"]
+        num_warmups = self.spec["num_warmups"]
         self.phase = "WARM-UP"
         warm_up = {**settings, "input_requests": input_requests[:num_warmups], "disable_tqdm": True}
-        await self._benchmark(request_rate=math.inf, **warm_up)
-        say(self.protocol, type="ready")
+        await self._benchmark(request_rate=request_rate, **warm_up)  # in closed loop: inf
+        say(self.protocol, "ready")
         self.start_s = (await asyncio.to_thread(self.messages.get))["start_s"]
         self.phase = "measured"
         measured = {**settings, "input_requests": input_requests[num_warmups:]}
@@ -108,7 +106,7 @@ class Observer:
             if now >= tick:
                 say(
                     self.protocol,
-                    type="progress",
+                    "progress",
                     elapsed_s=now - self.began_s,
                     throughput_rps=(self.num_successful - num_reported) / (now - tick + 1.0),
                     num_failed=self.num_failed,
@@ -130,8 +128,7 @@ def arguments(spec: dict[str, Any], tokenizer: str) -> list[str]:
         "dataset-name": "random",
         "random-input-len": spec["num_input_tokens"],
         "random-output-len": spec["num_output_tokens"],
-        "num-prompts": spec["concurrency"] + spec["num_prompts"],  # a warm-up request for each client
-        "max-concurrency": spec["concurrency"],
+        "num-prompts": spec["num_warmups"] + spec["num_prompts"],
         "request-rate": "inf" if rate_rps is None else rate_rps,
         "temperature": spec["temperature"],
         "seed": spec["seed"],
@@ -141,6 +138,8 @@ def arguments(spec: dict[str, Any], tokenizer: str) -> list[str]:
         "result-dir": result.parent,
         "result-filename": result.name,
     }
+    if spec["concurrency"] is not None:
+        settings["max-concurrency"] = spec["concurrency"]
     flags = ["--ignore-eos", "--save-result", "--save-detailed"]
     return [*(f"--{name}={value}" for name, value in settings.items()), *flags]
 
@@ -154,7 +153,6 @@ def listen(messages: "queue.SimpleQueue[Any]") -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     protocol = protocol_channel()
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(messages,), daemon=True).start()
@@ -173,7 +171,7 @@ def main() -> None:
     observer = Observer(serve, spec, messages, protocol)
     serve.main(parser.parse_args(arguments(spec, tokenizer)))
     versions = {"vllm": vllm.__version__, "aiohttp": serve.aiohttp.__version__}
-    say(protocol, type="facts", **observer.facts, versions=versions)
+    say(protocol, "facts", **observer.facts, versions=versions)
     sys.stdout.flush()
     os._exit(0)  # a thread of vLLM's must not hold up the next trial
 

@@ -5,48 +5,42 @@ on an older version and never fails early. So it lives in a child process, which
 it would hold up the end of ours): its output is filtered there, every call has a time-out here, and waiting is our
 own poll of the status.
 
-The child is this module run as `python -m orchestrator.clusters.anyscale`: one JSON line a call on standard input,
-one a reply on standard output. It alone imports `anyscale`.
+The child is `anyscale_sdk`. It alone imports `anyscale`.
 """
 
 import contextlib
 import importlib.util
-import json
 import os
-import queue
 import re
 import secrets
-import select
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
 import yaml
 
-from orchestrator.clusters.local_ray import LocalRay, check_client_imports, client_environment
+from orchestrator.application import render_application, service_env
+from orchestrator.child import Child
+from orchestrator.clusters.base import ServiceName, check_deployed
 from orchestrator.clusters.remote import (
     Address,
     Probe,
-    ServiceName,
     Timeout,
     check_address,
     check_uploaded,
-    service_env,
     stage,
     token_of,
 )
-from orchestrator.config import SDK_MAX_NODES, SDK_MIN_NODES, ClusterConfig, Config, render_application
+from orchestrator.config import SDK_MAX_NODES, SDK_MIN_NODES, ClusterConfig, Config
 from orchestrator.errors import ConfigError, ServiceError
-from orchestrator.process import protocol_channel, say, uninterrupted
+from orchestrator.process import client_environment, uninterrupted
 from orchestrator.secrets import Secret, redact
+from orchestrator.waiting import poll
 
+_SDK_MODULE = "orchestrator.clusters.anyscale_sdk"
 PROBE_ROUTE = "/orchestrator-probe"
 _ENDING = {"TERMINATING", "TERMINATED"}
 
@@ -79,7 +73,7 @@ class Anyscale:
     def check(self, config: Config) -> None:
         """Everything that can be known without a token. Raises ConfigError."""
         check_uploaded(config)
-        LocalRay().check(config)
+        check_deployed(config)
         cluster = config.cluster
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", cluster.service_prefix):
             raise ConfigError(
@@ -95,8 +89,7 @@ class Anyscale:
             _token(config)
 
     def check_live(self, config: Config) -> None:
-        """Import the client's file, log in and find the cloud. Raises ConfigError."""
-        check_client_imports(config)
+        """Log in and find the cloud. Raises ConfigError."""
         if importlib.util.find_spec("anyscale") is None:
             raise ConfigError("the Anyscale SDK is not installed here: pip install '.[anyscale]'")
         cluster = config.cluster
@@ -121,27 +114,17 @@ class Anyscale:
             sdk.close()
         return {name: each["state"] for name, each in found.items() if each and each["state"] != "TERMINATED"}
 
-    def end(self, config: Config, name: ServiceName, log_dir: Path) -> None:
-        """End a service that its run left behind. Raises ServiceError when nobody can tell that it is TERMINATED."""
+    def end(self, config: Config, name: ServiceName, log_dir: Path) -> str | None:
+        """End a service that its run left behind; what is left when nobody can tell that it is TERMINATED."""
         service = AnyscaleService(config, name, log_dir, lambda text: None)
-        service._asked = True
-        service.end()
+        service._may_be_there = True
+        return service.stop()
 
-    @contextmanager
     def service(
         self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
-    ) -> Iterator["AnyscaleService"]:
-        """Ask for one service, and always end it again: inside, it was asked for, and `wait_ready` waits for it.
-
-        Raises ServiceError when it is refused, or when nobody can tell that it is TERMINATED in the end.
-        """
-        service = AnyscaleService(config, name, log_dir, on_status)
-        try:
-            service._deploy()
-            yield service
-        finally:
-            with uninterrupted():
-                service.end()
+    ) -> "AnyscaleService":
+        """One service, which is asked for by its `start`."""
+        return AnyscaleService(config, name, log_dir, on_status)
 
 
 class AnyscaleService:
@@ -161,11 +144,25 @@ class AnyscaleService:
         self._last_text = ""
         self._sdk = _Sdk(config, log_dir / "anyscale.log")
         self._address = Address("")
-        self._asked = False  # once true there may be something to end
-        self._end_begun = False
+        self._may_be_there = False
+        self._left: str | None = None
         self._id: str | None = None
         self._settled_at_s = 0.0
         self._last_state = "unknown"
+
+    def start(self) -> None:
+        """Ask for it. Raises ServiceError when it is refused."""
+        (self._log_dir / "service.yaml").write_text(_as_yaml(self._rendered))
+        try:
+            found = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
+            if found is not None and found["state"] != "TERMINATED":
+                raise ServiceError(f"it exists already and is {found['state']}: it is not ours, and is left alone")
+            with tempfile.TemporaryDirectory(prefix="so-upload-") as staged:
+                stage(Path(staged))
+                self._say("deploying")
+                self._apply(self._rendered | {"working_dir": staged})
+        except ServiceError as error:
+            raise self._failure(error) from error
 
     def wait_ready(self) -> None:
         """Until our version runs, the application answers 200 and every Serve actor has told what it runs with.
@@ -186,8 +183,8 @@ class AnyscaleService:
 
     def begin_stop(self) -> None:
         """Ask for termination without waiting, so that several services end side by side."""
-        if self._asked:
-            with uninterrupted(), contextlib.suppress(ServiceError):  # the end of the service asks again, and reports
+        if self._may_be_there:
+            with uninterrupted(), contextlib.suppress(ServiceError):  # `stop` asks again, and reports
                 status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
                 if status is not None and status["state"] not in _ENDING:
                     self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=status["id"])
@@ -211,25 +208,12 @@ class AnyscaleService:
     def _probe(self) -> Probe:
         return Probe(self._address, PROBE_ROUTE)
 
-    def _deploy(self) -> None:
-        (self._log_dir / "service.yaml").write_text(_as_yaml(self._rendered))
-        try:
-            found = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
-            if found is not None and found["state"] != "TERMINATED":
-                raise ServiceError(f"it exists already and is {found['state']}: it is not ours, and is left alone")
-            with tempfile.TemporaryDirectory(prefix="so-upload-") as staged:
-                stage(Path(staged))
-                self._say("deploying")
-                self._apply(self._rendered | {"working_dir": staged})
-        except ServiceError as error:
-            raise self._failure(error) from error
-
     def _failure(self, error: ServiceError) -> ServiceError:
         return ServiceError(f"{self._name}: {error}\nLog: {self._log_dir}")
 
     def _apply(self, rendered: Mapping[str, Any]) -> None:
         """Deploy, and again after transient trouble, unless it turns out to have acted all the same."""
-        self._asked = True
+        self._may_be_there = True
         try:
             for delay_s in (*_RETRY_DELAYS_S, None):
                 try:
@@ -250,8 +234,7 @@ class AnyscaleService:
 
     def _wait_running(self, timeout: Timeout) -> None:
         text, healthy_at_s = "no answer yet", time.monotonic()
-        while True:
-            timeout.check(text)
+        for _ in timeout.poll(_POLL_S):
             try:
                 status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
             except _CallError as error:
@@ -274,7 +257,7 @@ class AnyscaleService:
                 elif time.monotonic() - healthy_at_s > _UNHEALTHY_GRACE_S:
                     raise ServiceError(f"not healthy for {_UNHEALTHY_GRACE_S:g} s: {text}")
             self._say(text)
-            time.sleep(_POLL_S)
+        raise timeout.over(text)
 
     def _keep_controller_log(self) -> None:
         """Best effort."""
@@ -282,37 +265,38 @@ class AnyscaleService:
             text = self._sdk.call("logs", _CALL_TIMEOUT_S, name=self._name)
             (self._log_dir / "controller.log").write_text(redact(text))
 
-    def end(self) -> None:
-        """Ask for termination and wait until it is TERMINATED; a second call does nothing.
+    def stop(self) -> str | None:
+        """Ask for termination and wait until it is TERMINATED; what is left to do by hand, if it will not be.
 
-        Raises ServiceError with what is left to do by hand.
+        A second call only repeats that.
         """
-        if self._end_begun:
-            return
-        self._end_begun = True
-        deadline_s = time.monotonic() + self._config.cluster.terminate_timeout_s
-        refused, trouble = 0, ""
-        try:
-            while self._asked and time.monotonic() < deadline_s and refused <= len(_RETRY_DELAYS_S):
-                try:
-                    if self._is_ended():
-                        return
-                except _CallError as error:
-                    trouble = str(error)
-                    refused += not error.transient
-                    if self._id is not None:  # its state may be refused, and its end not
-                        with contextlib.suppress(_CallError):
-                            self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=self._id)
-                delay_s = _RETRY_DELAYS_S[refused - 1] if 0 < refused <= len(_RETRY_DELAYS_S) else _POLL_S
-                time.sleep(max(0, min(delay_s, deadline_s - time.monotonic())))
-        finally:
-            self._sdk.close()
-        if self._asked:
-            raise ServiceError(
-                f"{self._name} may still run and cost money: to be terminated, last seen {self._last_state}"
-                f"{f' ({trouble})' if trouble else ''}. End it:\n  anyscale service terminate --name {self._name}\n"
-                f"Log: {self._log_dir}"
-            )
+        with uninterrupted():
+            try:
+                if self._may_be_there:
+                    self._left = self._terminate()
+                    self._may_be_there = False
+            finally:
+                self._sdk.close()
+        return self._left
+
+    def _terminate(self) -> str | None:
+        num_refused, trouble = 0, ""
+        for _ in poll(_POLL_S, timeout_s=self._config.cluster.terminate_timeout_s):
+            try:
+                if self._is_ended():
+                    return None
+            except _CallError as error:
+                trouble = f" ({error})"
+                num_refused += not error.transient
+                if self._id is not None:  # its state may be refused, and its end not
+                    with contextlib.suppress(_CallError):
+                        self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=self._id)
+                if num_refused > len(_RETRY_DELAYS_S):
+                    break
+        return (
+            f"{self._name} may still run and cost money: to be terminated, last seen {self._last_state}{trouble}. "
+            f"End it:\n  anyscale service terminate --name {self._name}\nLog: {self._log_dir}"
+        )
 
     def _is_ended(self) -> bool:
         status = self._sdk.call("status", _CALL_TIMEOUT_S, name=self._name)
@@ -416,7 +400,7 @@ def _token(config: Config) -> Secret:
 class _CallError(ServiceError):
     """A call failed. `transient`: it may work later; a call that timed out may still have acted."""
 
-    def __init__(self, text: str, transient: bool, timed_out: bool = False) -> None:
+    def __init__(self, text: str, transient: bool = False, timed_out: bool = False) -> None:
         super().__init__(text)
         self.transient = transient
         self.timed_out = timed_out
@@ -432,7 +416,7 @@ class _Sdk:
         self._token = _token(config)
         self._where = {"cloud": cluster.cloud, "project": cluster.project}
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._logged_in = False
 
     def retried(self, call: str, timeout_s: float, **arguments: Any) -> Any:
@@ -448,63 +432,41 @@ class _Sdk:
 
     def call(self, call: str, timeout_s: float, **arguments: Any) -> Any:
         """One call of the SDK. Raises _CallError."""
-        if self._process is None:
-            self._start()
+        if self._child is None:
+            self._child = Child(_SDK_MODULE, self._environment(), self._log, "the SDK's process", _CallError)
+            self._child.start()
         if not self._logged_in:
             hello = {"token": self._token.reveal(), "host": self._host, **self._where}
-            self._exchange("login", hello, _LOGIN_TIMEOUT_S)
+            self._exchange(self._child, "login", hello, _LOGIN_TIMEOUT_S)
             self._logged_in = True
-        return self._exchange(call, arguments, timeout_s)
+        return self._exchange(self._child, call, arguments, timeout_s)
 
     def close(self) -> None:
-        if self._process is not None:
-            process, self._process, self._logged_in = self._process, None, False
-            process.kill()
-            process.wait()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.stdout.close()
+        """End the process; a further call starts another."""
+        if self._child is not None:
+            self._child.close()
+        self._child, self._logged_in = None, False
 
-    def _start(self) -> None:
+    def _environment(self) -> dict[str, str]:
         env = client_environment()
         for name in _WAY_OUT:
             env |= {each: os.environ[each] for each in (name, name.lower()) if each in os.environ}
         if self._host:
             env["ANYSCALE_HOST"] = self._host  # for the addresses in its messages
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.clusters.anyscale"],
-                env=env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is the orchestrator's to handle
-            )
+        return env
 
-    def _exchange(self, call: str, arguments: Mapping[str, Any], timeout_s: float) -> Any:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def _exchange(self, child: Child, call: str, arguments: Mapping[str, Any], timeout_s: float) -> Any:
+        reply = None
         try:
-            self._process.stdin.write(json.dumps([call, arguments]).encode() + b"\n")
-            self._process.stdin.flush()
-            if not select.select([self._process.stdout], [], [], timeout_s)[0]:
-                raise _CallError(f"no answer to {call} within {timeout_s:g} s", transient=True, timed_out=True)
-            line = self._process.stdout.readline()
-            if not line:
-                raise _CallError(f"the SDK's process ended during {call}; log: {self._log}", transient=False)
-        except BrokenPipeError:
-            self.close()
-            raise _CallError(f"the SDK's process ended before {call}; log: {self._log}", transient=False) from None
-        except BaseException:  # also an interrupt: else the late answer would be taken for the next one's
-            self.close()
-            raise
-        reply = json.loads(line)
-        if reply["error"] is None:
-            return reply["result"]
-        raise _CallError(_explained(reply["error"]), reply["transient"])
+            reply = child.ask({"call": call, "arguments": arguments}, timeout_s, call)
+        finally:  # also after an interrupt
+            if reply is None:
+                self.close()
+        if reply is None:
+            raise _CallError(f"no answer to {call} within {timeout_s:g} s", transient=True, timed_out=True)
+        if reply["event"] == "failed":
+            raise _CallError(_explained(reply["error"]), reply["transient"])
+        return reply["result"]
 
 
 def _explained(text: str) -> str:
@@ -512,133 +474,3 @@ def _explained(text: str) -> str:
         if re.search(words, text, re.IGNORECASE):
             return f"{reason}: {text}"
     return text
-
-
-def main() -> NoReturn:
-    """The child: answers calls until standard input closes."""
-    channel = protocol_channel()
-    filtered: Any = _Filtered(sys.stderr)
-    sys.stdout = sys.stderr = filtered
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(lines,), daemon=True).start()
-    client: _Client | None = None
-    while True:
-        call, arguments = json.loads(lines.get())
-        reply: dict[str, Any] = {"result": None, "error": None}
-        try:
-            if client is None:
-                client = _Client(**arguments)
-            else:
-                reply["result"] = getattr(client, call)(**arguments)
-        except Exception as error:
-            reply |= {"error": redact(_error_text(error)), "transient": _is_transient(error)}
-            print(f"{call}: {type(error).__name__}: {reply['error']}")
-        say(channel, **reply)
-
-
-def _read(lines: "queue.SimpleQueue[str]") -> None:
-    for line in sys.stdin:
-        lines.put(line)
-    os._exit(0)  # whatever request is in flight
-
-
-class _Filtered:
-    """A text stream that shows no secret and no colours. Whole lines, so that no token falls in two."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._stream.write(redact(re.sub(r"\x1b\[[0-9;]*m", "", line)) + "\n")
-        return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def isatty(self) -> bool:
-        return False
-
-
-class _Client:
-    """The SDK's calls with plain values: what comes in and goes out is JSON."""
-
-    def __init__(self, token: str, host: str | None, cloud: str | None, project: str | None) -> None:
-        import anyscale
-
-        self._config_type = anyscale.service.models.ServiceConfig
-        self._services = anyscale.Anyscale(auth_token=Secret(token).reveal(), _host=host).service
-        self._where = {"cloud": cloud, "project": project}
-
-    def deploy(self, config: dict[str, Any]) -> str:
-        return self._services.deploy(self._config_type(**config))
-
-    def terminate(self, service_id: str) -> str:
-        return self._services.terminate(id=service_id)
-
-    def logs(self, name: str) -> str:
-        return self._services.controller_logs(name, **self._where)
-
-    def image(self, name: str) -> dict[str, str]:
-        """Which image the service runs: a floating tag may name another one tomorrow. No public call tells.
-
-        Where Anyscale tells no digest, its number of the build stands for it, and is not taken for one.
-        """
-        sdk = self._services._private_sdk
-        service = sdk.client.get_service(name=name, **self._where)
-        build = sdk.client.get_cluster_env_build(service.primary_version.build_id)
-        return {"image_uri": build.docker_image_name, "image_digest": build.digest or f"unknown: build {build.id}"}
-
-    def status(self, name: str) -> dict[str, Any] | None:
-        try:
-            status = self._services.status(name, **self._where)
-        except RuntimeError as error:
-            if "was not found" in str(error):
-                return None
-            raise
-        primary, canary = status.primary_version, status.canary_version
-        if status.query_auth_token:
-            Secret(status.query_auth_token)  # from here on nothing shows it
-        return {
-            "id": status.id,
-            "state": status.state.value,
-            "url": status.query_url,
-            "token": status.query_auth_token,
-            "primary": primary and primary.name,
-            "canary": canary and canary.name,
-            "versions": {each.name: each.state.value for each in (primary, canary) if each},
-            "messages": _messages(status.service_status_checklist),
-        }
-
-
-def _messages(checklist: Any) -> list[str]:
-    """What the control plane says about single steps."""
-    if checklist is None:
-        return []
-    items = [*checklist.shared, *(item for version in checklist.per_version for item in version.items)]
-    return [f"{item.label}: {item.message}" for item in items if item.message]
-
-
-def _error_text(error: Exception) -> str:
-    status, body = getattr(error, "status", None), getattr(error, "body", None)
-    if isinstance(status, int):  # the SDK's ApiException, whose own text is all headers
-        return f"the control plane answered {status} {getattr(error, 'reason', '')}: {str(body or '')[:500]}"
-    return getattr(error, "message", None) or str(error) or repr(error)
-
-
-def _is_transient(error: Exception) -> bool:
-    """Worth another try: the server's trouble or the network's. A refusal (ValueError) never is."""
-    import requests
-    import urllib3
-    from anyscale.errors import InfraError
-
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
-        return status >= 500 or status == 429
-    return isinstance(error, InfraError | urllib3.exceptions.HTTPError | requests.RequestException | ConnectionError)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,13 @@
 """An address that answers already, Ray or not: nothing is deployed, and what runs behind it cannot be proved."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.clusters.local_ray import check_client, check_client_imports
 from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
 from orchestrator.config import Config, Redeploy
 from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.waiting import poll
 
 _GONE_AFTER_S = 5.0
 
@@ -19,7 +17,6 @@ class Endpoint:
 
     def check(self, config: Config) -> None:
         """Raises ConfigError."""
-        check_client(config)
         check_address("cluster.url", config.cluster.url)
         if config.profile.env or config.profile.app:
             raise ConfigError(
@@ -33,20 +30,16 @@ class Endpoint:
         token_of(config)
 
     def check_live(self, config: Config) -> None:
-        """Import the client's file in a child process. Raises ConfigError."""
-        check_client_imports(config)
+        """Whether somebody answers is seen when load begins."""
 
     def rendered(self, config: Config, _name: Any) -> str:
         """For a dry run."""
         return f"# Nothing is deployed: load goes to\nurl: {config.cluster.url}\n"
 
-    @contextmanager
-    def service(
-        self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]
-    ) -> Iterator["EndpointService"]:
-        """Nothing to bring up, nothing to take down."""
+    def service(self, config: Config, _name: Any, log_dir: Path, on_status: Callable[[str], None]) -> "EndpointService":
+        """What answers there."""
         (log_dir / "service.yaml").write_text(self.rendered(config, None))
-        yield EndpointService(config, on_status)
+        return EndpointService(config, on_status)
 
 
 class EndpointService:
@@ -57,18 +50,10 @@ class EndpointService:
         self._address = Address(config.cluster.url.rstrip("/"), token_of(config))
         self.urls, self.token = [self._address.url], self._address.token
         self._config, self._on_status = config, on_status
-        self.effective: dict[str, Any] = {
-            "declared_env": {},
-            "actors": [],
-            "engine": None,
-            "flag_effects": {},
-            "consequences": {},
-            "warnings": ["nothing was deployed, so which flags and versions answer here is not known"],
-            "isolation_env": [],
-            "listener": None,
-            "versions": {},
-            "hardware": {},
-        }
+        self.effective = {"warnings": ["nothing was deployed, so which flags and versions answer here is not known"]}
+
+    def start(self) -> None:
+        """There is nothing to start."""
 
     def wait_ready(self) -> None:
         """Until the workload's ready path answers 200. Raises ServiceError with the last answer."""
@@ -78,22 +63,20 @@ class EndpointService:
     def begin_stop(self) -> None:
         """There is nothing to stop."""
 
-    def end(self) -> None:
-        """There is nothing to end."""
+    def stop(self) -> None:
+        """There is nothing to stop, and so nothing is left."""
 
     def snapshot(self) -> None:
         """Nobody can look inside. Raises ServiceError when nobody listens there any more."""
-        deadline_s = time.monotonic() + _GONE_AFTER_S
-        while True:
+        for _ in poll(0.5, timeout_s=_GONE_AFTER_S):
             try:
                 self._address.connect().close()
                 return
             except ConnectionRefusedError:
-                if time.monotonic() > deadline_s:
-                    raise ServiceError(f"nobody listens at {self._address.url} any more") from None
+                continue
             except OSError:  # too busy to take one more is not gone
                 return
-            time.sleep(0.5)
+        raise ServiceError(f"nobody listens at {self._address.url} any more")
 
     def round_trip_ms(self) -> float | None:
         """Of opening a connection: which request would do nothing here is not known."""

@@ -16,29 +16,28 @@ import secrets
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orchestrator.clusters.local_ray import LocalRay, check_client_imports
+from orchestrator.application import render_application, service_env
+from orchestrator.clusters.base import ServiceName, check_deployed
 from orchestrator.clusters.remote import (
     Address,
     Probe,
-    ServiceName,
     Timeout,
     check_address,
     check_uploaded,
-    service_env,
     stage,
     token_of,
 )
-from orchestrator.config import Config, render_application
+from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import uninterrupted
+from orchestrator.waiting import poll
 
 _APPLICATIONS = "/api/serve/applications/"
 _POLL_S = 1.0
@@ -57,12 +56,11 @@ class Existing:
         if config.cluster.url is not None:
             check_address("cluster.url", config.cluster.url)
         check_uploaded(config)
-        LocalRay().check(config)
+        check_deployed(config)
         token_of(config)
 
     def check_live(self, config: Config) -> None:
-        """Import the client's file, and see that the flags of the profile hold there. Raises ConfigError."""
-        check_client_imports(config)
+        """See that the flags of the profile hold there. Raises ConfigError."""
         try:
             told = _look(_dashboard(config), config.cluster.url, config.cluster.startup_timeout_s)
         except ServiceError as error:
@@ -95,43 +93,40 @@ class Existing:
         states = {name: [found[each]["status"] for each in _names(name) if each in found] for name in names}
         return {name: each[0] for name, each in states.items() if each}
 
-    def end(self, config: Config, name: ServiceName, _log_dir: Path) -> None:
-        """Remove what a run left behind. Raises ServiceError when it is still there in the end."""
-        _dashboard(config).remove_all(_names(name))
+    def end(self, config: Config, name: ServiceName, _log_dir: Path) -> str | None:
+        """Remove what a run left behind; what is still there in the end."""
+        return _dashboard(config).remove_all(_names(name))
 
-    @contextmanager
     def service(
         self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
-    ) -> Iterator["ExistingService"]:
-        """Deploy one service's applications, and always remove them again.
-
-        Raises ServiceError when they are refused, or when they are still there in the end.
-        """
-        dashboard = _dashboard(config)
-        applications = render_applications(config, name, _upload(dashboard))
-        (log_dir / "service.yaml").write_text(service_yaml(config, name, applications[0]["runtime_env"]["working_dir"]))
-        on_status("deploying")
-        service = ExistingService(config, dashboard, applications, on_status)
-        with dashboard.deployed(applications):
-            yield service
+    ) -> "ExistingService":
+        """One service, of which nothing is there before its `start`."""
+        return ExistingService(config, name, log_dir, on_status)
 
 
 class ExistingService:
     """`urls` take load below our own route; `effective` is what the live cluster reported."""
 
-    def __init__(
-        self,
-        config: Config,
-        dashboard: "_Dashboard",
-        applications: Sequence[Mapping[str, Any]],
-        on_status: Callable[[str], None],
-    ) -> None:
+    def __init__(self, config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]) -> None:
         self.token = None
         self.urls: list[str] = []
         self.effective: dict[str, Any] = {}
-        self._config, self._dashboard, self._on_status = config, dashboard, on_status
-        self._applications = applications
+        self._config, self._name, self._log_dir, self._on_status = config, name, log_dir, on_status
+        self._dashboard = _dashboard(config)
+        self._applications: list[dict[str, Any]] = []
+        self._may_be_there = False
+        self._left: str | None = None
         self._serve = Address("")
+
+    def start(self) -> None:
+        """Deploy the service's applications. Raises ServiceError when they are refused."""
+        working_dir = _upload(self._dashboard)
+        self._applications = render_applications(self._config, self._name, working_dir)
+        (self._log_dir / "service.yaml").write_text(service_yaml(self._config, self._name, working_dir))
+        self._on_status("deploying")
+        self._dashboard.check_room(_names(self._name))
+        self._may_be_there = True
+        self._dashboard.add(self._applications)
 
     def wait_ready(self) -> None:
         """Until the applications run, the workload answers 200 and every Serve actor has told what it runs with.
@@ -148,12 +143,17 @@ class ExistingService:
 
     def begin_stop(self) -> None:
         """Ask for removal without waiting for it."""
-        with uninterrupted(), contextlib.suppress(ServiceError):  # the end asks again, and reports
-            self._dashboard.remove([each["name"] for each in self._applications])
+        if self._may_be_there:
+            with uninterrupted(), contextlib.suppress(ServiceError):  # `stop` asks again, and reports
+                self._dashboard.remove(_names(self._name))
 
-    def end(self) -> None:
-        """Remove the applications. Raises ServiceError."""
-        self._dashboard.remove([each["name"] for each in self._applications])
+    def stop(self) -> str | None:
+        """Remove the applications and wait until they are gone; what is left. A second call only repeats that."""
+        if self._may_be_there:
+            with uninterrupted():
+                self._left = self._dashboard.remove_all(_names(self._name))
+                self._may_be_there = False
+        return self._left
 
     def snapshot(self) -> dict[str, Any]:
         """Serve actors alive now and what Serve calls unhealthy."""
@@ -187,10 +187,8 @@ class _Dashboard:
         found: dict[str, Any] = self.details()["applications"]
         return found
 
-    @contextmanager
-    def deployed(self, applications: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-        """Applications that are removed again, and waited for, however this ends. Raises ServiceError."""
-        names = [each["name"] for each in applications]
+    def check_room(self, names: Sequence[str]) -> None:
+        """Applications of these names can be added, and nobody's else is harmed. Raises ServiceError."""
         details = self.details()
         if not details.get("http_options"):
             raise ServiceError("Serve does not run there, and would stay if we started it: run `serve start` there")
@@ -201,38 +199,34 @@ class _Dashboard:
                 raise ServiceError(f"the application {name} is there already: it is not ours, and is left alone")
             if each["source"] == "declarative" and each["status"] == "DEPLOYING":
                 raise ServiceError(f"the application {name} is DEPLOYING, and would begin anew; try again when it runs")
-        try:
-            self._apply(lambda others: [*others, *applications])
-            yield
-        finally:
-            with uninterrupted():
-                self.remove_all(names)
+
+    def add(self, applications: Sequence[Mapping[str, Any]]) -> None:
+        """To those that are declared there. Raises ServiceError."""
+        self._apply(lambda others: [*others, *applications])
 
     def remove(self, names: Sequence[str]) -> None:
         """Take them out of what is declared there; what is not there needs nothing. Raises ServiceError."""
         if any(name in self.applications() for name in names):
             self._apply(lambda others: [each for each in others if each["name"] not in names])
 
-    def remove_all(self, names: Sequence[str]) -> None:
-        """Remove them and wait until they are gone. Raises ServiceError with what is left."""
-        deadline_s = time.monotonic() + _DELETE_TIMEOUT_S
+    def remove_all(self, names: Sequence[str]) -> str | None:
+        """Remove them and wait until they are gone; what is left, if they cannot be removed."""
         trouble = "still there"
-        while time.monotonic() < deadline_s:
+        for _ in poll(_POLL_S, timeout_s=_DELETE_TIMEOUT_S):
             try:
                 self.remove(names)
                 if not any(name in self.applications() for name in names):
-                    return
+                    return None
             except ServiceError as error:
                 trouble = str(error)
-            time.sleep(_POLL_S)
-        raise ServiceError(
+        return (
             f"the applications {', '.join(names)} could not be removed within {_DELETE_TIMEOUT_S:g} s: {trouble}. "
             "Apply the cluster's Serve config without them (serve deploy), or: python -m orchestrator.cleanup"
         )
 
     def wait_running(self, names: Sequence[str], timeout: Timeout, say: Callable[[str], None]) -> None:
-        there_until_s = time.monotonic() + _MISSING_S
-        while True:
+        text, there_until_s = "", time.monotonic() + _MISSING_S
+        for _ in timeout.poll(_POLL_S):
             try:
                 found = self.applications()
             except ServiceError as error:
@@ -249,9 +243,8 @@ class _Dashboard:
                     there_until_s = time.monotonic() + _MISSING_S
                 elif time.monotonic() > there_until_s:
                     raise ServiceError(f"{text}. Somebody else deployed there at the same instant?")
-            timeout.check(text)
             say(text)
-            time.sleep(_POLL_S)
+        raise timeout.over(text)
 
     def serve(self, url: str | None) -> Address:
         """Where Serve takes requests: `url`, or else its port on the dashboard's machine."""
@@ -295,11 +288,18 @@ def _look(dashboard: _Dashboard, url: str | None, timeout_s: float) -> dict[str,
     name = f"so-look-{secrets.token_hex(4)}"
     runtime_env = {"working_dir": _upload(dashboard)}
     probe = Probe.rendered(name, f"/{name}", {"name": name}, {}, {}) | {"runtime_env": runtime_env}
-    with dashboard.deployed([probe]):
+    dashboard.check_room([name])
+    try:
+        dashboard.add([probe])
         dashboard.wait_running([name], Timeout(timeout_s), lambda text: None)
         # It runs: where it does not answer soon, `url` is wrong.
         timeout = Timeout(min(timeout_s, _ANSWER_TIMEOUT_S))
         return Probe(dashboard.serve(url), f"/{name}").told(timeout, lambda text: None)
+    finally:
+        with uninterrupted():
+            left = dashboard.remove_all([name])
+        if left:
+            raise ServiceError(left)
 
 
 def render_applications(config: Config, name: ServiceName, working_dir: str) -> list[dict[str, Any]]:

@@ -1,23 +1,14 @@
 """The child process that is one local service: it starts Ray, deploys the application, and answers questions.
 
-Run as `python -m orchestrator.clusters.local_driver`, with the service's environment, a spec as the first line
-of standard input, and one command a line after that. Answers and status lines are JSON on standard output.
-It ends, and takes the whole process tree with it, when standard input closes: also when the orchestrator
-was killed and could clean nothing up.
+Run as `python -m orchestrator.clusters.local_driver` with the service's environment; see `child.be_service` for what
+it is told and says, and when it ends.
 """
 
-import json
-import os
 import platform
-import shutil
-import sys
-import time
-import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import psutil
 import ray
@@ -26,35 +17,19 @@ from ray.serve._private.api import serve_start
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeDeploySchema
 
 from orchestrator import provenance
+from orchestrator.child import be_service
 from orchestrator.clusters.engine import arrived
-from orchestrator.process import end_members, listener, process_id, protocol_channel, say
+from orchestrator.process import listener, process_id
+from orchestrator.waiting import poll
 from workloads.probe import readback
 
 
 def main() -> NoReturn:
-    channel = protocol_channel()
-    spec = json.loads(sys.stdin.readline())
-    directory = Path(spec["directory"])
-    parent = os.getppid()
-    try:
-        _bring_up(spec, channel)
-        say(channel, event="ready", effective=_effective(spec))
-        for line in sys.stdin:
-            assert line.strip() == "snapshot", line
-            say(channel, event="snapshot", **_snapshot(spec))
-    except Exception as error:
-        traceback.print_exc()
-        say(channel, event="failed", error=str(error) or repr(error))
-        sys.stdin.read()  # stay until told to go: logs are copied meanwhile
-    finally:
-        end_members(directory)
-        if os.getppid() != parent:  # orphaned; else the parent removes it last, since another may then take its name
-            shutil.rmtree(directory, ignore_errors=True)
-        os._exit(0)  # Ray's exit handlers would wait for processes that are gone
+    be_service(_bring_up, _snapshot)
 
 
-def _bring_up(spec: Mapping[str, Any], channel: TextIO) -> None:
-    say(channel, event="status", text="starting Ray")
+def _bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> dict[str, Any]:
+    on_status("starting Ray")
     ray.init(
         address="local",  # never a cluster that happens to run here
         num_cpus=spec["num_cpus"],
@@ -69,9 +44,14 @@ def _bring_up(spec: Mapping[str, Any], channel: TextIO) -> None:
         http_options=config.http_options.model_dump(), proxy_location=config.proxy_location, grpc_options=None
     )
     client.deploy_apps(config)
-    name = config.applications[0].name
-    last_text = ""
-    while True:
+    _wait_running(config.applications[0].name, on_status)
+    _wait_for_reply(spec["ready_url"], on_status)
+    return _effective(spec)
+
+
+def _wait_running(name: str, on_status: Callable[[str], None]) -> None:
+    """The orchestrator's start-up time-out bounds the wait. Raises RuntimeError when Serve gives up."""
+    for _ in poll(0.5):
         application = serve.status().applications.get(name)
         if application is not None and application.status in (
             ApplicationStatus.DEPLOY_FAILED,
@@ -79,14 +59,8 @@ def _bring_up(spec: Mapping[str, Any], channel: TextIO) -> None:
         ):
             raise RuntimeError(_failure_text(application))
         if application is not None and application.status == ApplicationStatus.RUNNING:
-            break
-        text = _progress_text(application)
-        if text != last_text:
-            say(channel, event="status", text=text)
-            last_text = text
-        time.sleep(0.5)
-    say(channel, event="status", text="waiting for the first reply")
-    _wait_for_reply(spec["ready_url"], channel)
+            return
+        on_status(_progress_text(application))
 
 
 def _progress_text(application: Any) -> str:
@@ -110,20 +84,16 @@ def _failure_text(application: Any) -> str:
     return f"{application.status.value}: " + "\n".join(message for message in messages if message)
 
 
-def _wait_for_reply(url: str, channel: TextIO) -> None:
+def _wait_for_reply(url: str, on_status: Callable[[str], None]) -> None:
     """Until the application itself answers 200; the orchestrator's start-up time-out bounds the wait."""
-    last = ""
-    while True:
+    on_status("waiting for the first reply")
+    for _ in poll(0.25):
         try:
             with urllib.request.urlopen(url, timeout=30) as reply:
                 reply.read()
                 return
         except (urllib.error.URLError, OSError) as error:
-            text = f"waiting for the first reply: {error}"
-        if text != last:
-            say(channel, event="status", text=text)
-            last = text
-        time.sleep(0.25)
+            on_status(f"waiting for the first reply: {error}")
 
 
 def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:

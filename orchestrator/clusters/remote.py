@@ -11,26 +11,24 @@ import statistics
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator import provenance
+from orchestrator.application import engine_arguments
 from orchestrator.clusters.engine import arrived
-from orchestrator.clusters.local_ray import engine_arguments
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.secrets import Secret, redact
+from orchestrator.waiting import poll
 
 _REQUEST_TIMEOUT_S = 90.0  # the probe asks every Serve actor
 _CONNECT_TIMEOUT_S = 10.0
 _POLL_S = 1.0
 _NUM_ROUND_TRIPS = 9
-# On Anyscale it becomes part of a host name, whose parts may have 63 characters, with a suffix of theirs.
-_MAX_NAME_LENGTH = 50
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,14 @@ class Address:
 
     def wait_for(self, path: str, timeout: "Timeout", say: Callable[[str], None]) -> bytes:
         """The body of the first 200. Raises ServiceError with the last answer."""
-        while True:
+        text = ""
+        for _ in timeout.poll(_POLL_S):
             try:
                 return self.request(path)
             except (OSError, http.client.HTTPException) as error:
                 text = f"{self.url}{path.partition('?')[0]}: {error}"
-            timeout.check(text)
             say(text)
-            time.sleep(_POLL_S)
+        raise timeout.over(text)
 
     def round_trip_ms(self) -> float | None:
         """Median time of a request that does nothing (Serve's health route) on an open connection; None without answer.
@@ -129,10 +127,13 @@ class Timeout:
         self._timeout_s = timeout_s
         self._deadline_s = time.monotonic() + timeout_s
 
-    def check(self, text: str) -> None:
-        """Raises ServiceError with `text`, what was seen last, when it is over."""
-        if time.monotonic() >= self._deadline_s:
-            raise ServiceError(f"not ready after {self._timeout_s:g} s (cluster.startup_timeout_s): {text}")
+    def poll(self, interval_s: float) -> Iterator[None]:
+        """Turns until it is over; it goes on over several such loops."""
+        return poll(interval_s, self._deadline_s - time.monotonic())
+
+    def over(self, text: str) -> ServiceError:
+        """What to raise then; `text` is what was seen last."""
+        return ServiceError(f"not ready after {self._timeout_s:g} s (cluster.startup_timeout_s): {text}")
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,15 @@ class Probe:
 
     def told(self, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
         """What it says of the live service, as `workloads.probe.readback.summary`. Raises ServiceError."""
-        while True:
+        answer = b""
+        for _ in timeout.poll(_POLL_S):
             answer = self.address.wait_for(f"{self.route}/effective", timeout, say)
             with contextlib.suppress(ValueError):
                 told = json.loads(answer)
                 if isinstance(told, dict) and "actors" in told:
                     return told
             # Somebody else answers this route as long as Serve's proxies do not know ours.
-            timeout.check(f"{self.address.url}{self.route} is not answered by the probe: {answer[:200]!r}")
-            time.sleep(_POLL_S)
+        raise timeout.over(f"{self.address.url}{self.route} is not answered by the probe: {answer[:200]!r}")
 
     def effective(self, config: Config, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
         """What the live service really runs with. Raises ServiceError when something declared did not arrive."""
@@ -176,41 +177,6 @@ class Probe:
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             told = json.loads(self.address.request(f"{self.route}/snapshot"))
         return told | {"listener": {}}  # who listens is not ours to see
-
-
-@dataclass(frozen=True)
-class ServiceName:
-    """Which service it is: unique where names are shared, as long as the run id is among runs with this prefix."""
-
-    prefix: str
-    run_id: str
-    index: int
-    arm: str
-    repeat: int
-
-    @property
-    def service(self) -> str:
-        """`<prefix>-<run id>-<index>` in characters that all take; what had to be changed or cut leaves its digest."""
-        # Looking a service up by name finds substrings, fifty at most: with a fixed width no name is part of another.
-        ending = f"{_plain(self.run_id)}-{self.index:04d}"
-        whole = f"{self.prefix}-{self.run_id}-{self.index:04d}"
-        name = f"{_plain(self.prefix)}-{ending}"
-        if name == whole and len(name) <= _MAX_NAME_LENGTH:
-            return name
-        digest = sha256(whole.encode()).hexdigest()[:8]
-        room = _MAX_NAME_LENGTH - len(ending) - len(digest) - 2
-        if room < 1:
-            raise ConfigError(f"run id {self.run_id!r} is too long for a service name of {_MAX_NAME_LENGTH} characters")
-        return f"{_plain(self.prefix)[:room]}-{digest}-{ending}"
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "-", text)
-
-
-def service_env(config: Config) -> dict[str, str]:
-    """What every process of the service has: settings of cluster and workload, and the flags."""
-    return {**config.cluster.env, **config.workload.env, **config.profile.env}
 
 
 def check_uploaded(config: Config) -> None:

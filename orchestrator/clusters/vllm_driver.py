@@ -1,8 +1,7 @@
 """The child process that is one local service of standalone vLLM servers, without Ray: one server a replica.
 
-Run as `python -m orchestrator.clusters.vllm_driver`. It speaks local_driver's protocol: the service's environment, a
-spec as the first line of standard input, one command a line after that, JSON on standard output; it ends, and takes
-every server with it, when standard input closes, also while they come up.
+Run as `python -m orchestrator.clusters.vllm_driver` with the service's environment; see `child.be_service` for what
+it is told and says. It ends when standard input closes, also while the servers come up.
 
 The servers are vLLM's own, with its defaults, except:
 - `VLLM_SERVER_DEV_MODE=1`, only because /server_info then tells the engine's configuration.
@@ -19,23 +18,22 @@ import platform
 import re
 import select
 import shlex
-import shutil
 import subprocess
 import sys
-import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import psutil
 
 from orchestrator import provenance
+from orchestrator.child import be_service
 from orchestrator.clusters.engine import declared_differences, engine_settings
-from orchestrator.process import die_with_parent, end_members, listener, process_id, protocol_channel, reportable, say
+from orchestrator.process import die_with_parent, listener, process_id, reportable
 from workloads.llm import tiny
 
 _ENGINE_TITLE = "VLLM::EngineCore"
@@ -56,28 +54,14 @@ class _Server:
 
 
 def main() -> NoReturn:
-    channel = protocol_channel()
-    spec = json.loads(sys.stdin.readline())
-    directory = Path(spec["directory"])
-    parent = os.getppid()
     servers: list[_Server] = []
-    try:
+
+    def bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> dict[str, Any]:
         _start(spec, servers)
-        _wait_ready(servers, spec["model"], channel)
-        say(channel, event="ready", effective=_effective(spec, servers))
-        for line in sys.stdin:
-            assert line.strip() == "snapshot", line
-            say(channel, event="snapshot", **_snapshot(spec, servers))
-    except Exception as error:
-        traceback.print_exc()
-        say(channel, event="failed", error=str(error) or repr(error))
-        sys.stdin.read()  # stay until told to go: logs are read meanwhile
-    finally:
-        _ask_to_end(servers)
-        end_members(directory)
-        if os.getppid() != parent:  # orphaned; else the parent removes it last, since another may then take its name
-            shutil.rmtree(directory, ignore_errors=True)
-        os._exit(0)
+        _wait_ready(servers, spec["model"], on_status)
+        return _effective(spec, servers)
+
+    be_service(bring_up, lambda spec: _snapshot(spec, servers), lambda: _ask_to_end(servers))
 
 
 def flags(engine: Mapping[str, Any]) -> list[str]:
@@ -148,10 +132,9 @@ def _ask_to_end(servers: Sequence[_Server]) -> None:
     psutil.wait_procs(tree, timeout=_END_TIMEOUT_S)
 
 
-def _wait_ready(servers: Sequence[_Server], model: str, channel: TextIO) -> None:
+def _wait_ready(servers: Sequence[_Server], model: str, on_status: Callable[[str], None]) -> None:
     """Until each server has completed a request; the orchestrator's start-up time-out bounds the wait."""
     waiting = list(servers)
-    last_text = ""
     while waiting:
         for server in list(waiting):
             if server.process.poll() is not None:
@@ -161,9 +144,7 @@ def _wait_ready(servers: Sequence[_Server], model: str, channel: TextIO) -> None
         text = f"vLLM {len(servers) - len(waiting)}/{len(servers)} ready"
         if waiting and (lines := _lines(waiting[0].log)):
             text += f"; {waiting[0].name}: {lines[-1][:200]}"
-        if text != last_text:
-            say(channel, event="status", text=text)
-            last_text = text
+        on_status(text)
         if waiting and select.select([sys.stdin], [], [], 0.5)[0]:  # nothing is asked before we are ready: its end
             raise RuntimeError("told to end before the servers were ready")
 

@@ -19,7 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from orchestrator.clusters.anyscale import PROBE_ROUTE
-from orchestrator.clusters.local_ray import _Claim, _isolation
+from orchestrator.clusters.local import _Claim, _isolation
 from orchestrator.process import MARKER, clean_environment
 from tests.conftest import ROOT
 

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.clusters.local_ray import directory_prefix, is_claimed
-from orchestrator.process import MARKER, members
+from orchestrator.clusters.local import directory_prefix
+from orchestrator.process import MARKER, is_claimed, members
 from tests.conftest import ROOT
 
 SHORT = [

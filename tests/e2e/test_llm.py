@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from orchestrator.results import read_samples
+from orchestrator.results.samples import read_samples
 from tests.e2e.command import CALM, finish, nothing_is_left, only_run, ours, read, start, wait_for
 
 __all__ = ["nothing_is_left"]  # a fixture that every test here uses

@@ -17,7 +17,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.results import SUMMARY_COLUMNS
+from orchestrator.results.records import SummaryRow, keys
 from tests.conftest import ROOT
 from tests.e2e.command import CALM, SHORT, finish, nothing_is_left, only_run, ours, read, start, wait_for
 
@@ -72,7 +72,7 @@ def test_run_directory(flags_run: tuple[Path, str, int]) -> None:
         }
     ]
     summary = pq.read_table(run / "summary.parquet")
-    assert summary.column_names == list(SUMMARY_COLUMNS)
+    assert summary.column_names == list(keys(SummaryRow))
     assert set(summary["state"].to_pylist()) == {"complete"}
     for row in summary.to_pylist():
         trial_dir = run / row["arm"] / "trials" / row["trial_id"]

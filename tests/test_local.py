@@ -7,13 +7,25 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from orchestrator.clusters.local_ray import _Claim, check_flags, client_environment, is_claimed, service_yaml
-from orchestrator.errors import ConfigError
-from orchestrator.process import MARKER, Interrupted, end_members, interruptible, members, uninterrupted
-from tests.conftest import Compose
+from orchestrator.clusters import local
+from orchestrator.clusters.flags import check_flags
+from orchestrator.clusters.local import LocalRay, _Claim, _Driver, service_yaml
+from orchestrator.errors import ConfigError, ServiceError
+from orchestrator.process import (
+    MARKER,
+    Interrupted,
+    client_environment,
+    end_members,
+    interruptible,
+    is_claimed,
+    members,
+    uninterrupted,
+)
+from tests.conftest import ROOT, Compose
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -61,7 +73,7 @@ def test_service_yaml_can_be_run_by_hand(compose: Compose) -> None:
 
 def test_two_processes_claim_different_blocks() -> None:
     code = (
-        "import sys; from orchestrator.clusters.local_ray import _Claim\n"
+        "import sys; from orchestrator.clusters.local import _Claim\n"
         "claims = [_Claim() for _ in range(5)]\n"
         "print(*(claim.directory for claim in claims), flush=True); sys.stdin.readline()"
     )
@@ -88,12 +100,49 @@ def test_two_processes_claim_different_blocks() -> None:
 
 
 def test_a_taken_port_spoils_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.clusters.local_ray._is_free", lambda port: port >= 31800)
+    monkeypatch.setattr("orchestrator.clusters.local._is_free", lambda port: port >= 31800)
     claim = _Claim()
     assert claim.base_port == 31800
     assert is_claimed(claim.directory)
     assert claim.release() == []
     assert not claim.directory.exists()
+
+
+def test_a_service_is_stopped_once_and_says_what_is_left(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_driver_spec", lambda *_: ("code", {}))  # reads until its input ends, and ends
+    service = LocalRay().service(compose(), None, tmp_path, print)
+    assert service.stop() is None  # nothing was there
+    service.start()
+    assert service._claim is not None
+    assert service._driver is not None
+    directory, driver = service._claim.directory, psutil.Process(service._driver.child.pid)
+    assert directory.exists()
+    release = _Claim.release
+    monkeypatch.setattr(_Claim, "release", lambda claim: [*release(claim), "pid 4711"])
+    left = service.stop()
+    assert left == f"processes of the service would not end: pid 4711; log: {tmp_path}"
+    assert not directory.exists()
+    assert not driver.is_running()
+    assert service.stop() == left
+
+
+def test_a_driver_that_fails_when_asked_is_not_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        "from orchestrator.child import be_service\nbe_service(lambda spec, on_status: {}, lambda spec: 1 / 0)\n"
+    )
+    env = client_environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    driver = _Driver("failing", {"directory": str(tmp_path / "none")}, env, tmp_path / "driver.log")
+    try:
+        driver.start()
+        assert driver.wait_ready(60, print) == {}
+        with pytest.raises(ServiceError, match="division by zero"):
+            driver.snapshot(60)
+        with pytest.raises(ServiceError, match="exit code -9"):
+            driver.snapshot(60)
+    finally:
+        driver.stop()
 
 
 def spawn(*command: str, **env: str) -> subprocess.Popen[bytes]:

@@ -1,0 +1,17 @@
+"""The levels as listed, one after the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.load.base import LevelRule, Measured
+from orchestrator.load.level import Level
+
+
+@dataclass
+class Ladder(LevelRule):
+    """Each listed level once, whatever is measured."""
+
+    def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
+        """The first that was not measured yet."""
+        measured = {each.level for each in done}
+        return next((level for level in listed if level not in measured), None)
