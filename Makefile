@@ -4,7 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 LLM := .venv-llm/bin
 .DEFAULT_GOAL := demo
-.PHONY: demo test check clean llm demo-llm test-llm
+.PHONY: demo test test-parallel test-serial check clean llm demo-llm test-llm
+# Two at a time; tests that share a slow fixture stay in one process. Those marked serial come after, one by one.
+PARALLEL := -n 2 --dist loadgroup
 
 # A stamp for each set of dependencies: done again only when pyproject.toml changes.
 .venv/base.stamp: pyproject.toml
@@ -21,8 +23,14 @@ LLM := .venv-llm/bin
 demo: .venv/base.stamp
 	$(BIN)/python -m orchestrator workload=unary profile=baseline,optimized sweep=quick || test $$? -eq 3
 
-test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+test: test-parallel
+	$(MAKE) test-serial
+
+test-parallel: .venv/dev.stamp
+	$(BIN)/python -m pytest $(PARALLEL) -m "not serial and not llm"
+
+test-serial: .venv/dev.stamp
+	$(BIN)/python -m pytest -m "serial and not llm"
 
 # vLLM on the CPU. With a GPU: pip install '.[llm]'
 .venv-llm/llm.stamp: pyproject.toml requirements-llm-cpu.txt
@@ -38,7 +46,8 @@ demo-llm: .venv-llm/llm.stamp
 	$(LLM)/python -m orchestrator +experiment=llm_overhead model=tiny sweep=quick sweep.concurrency=16 || test $$? -eq 3
 
 test-llm: .venv-llm/llm.stamp
-	$(LLM)/python -m pytest -m llm
+	$(LLM)/python -m pytest $(PARALLEL) -m "llm and not serial"
+	$(LLM)/python -m pytest -m "llm and serial"
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

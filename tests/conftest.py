@@ -6,6 +6,7 @@ from pathlib import Path
 import hydra
 import hypothesis
 import pytest
+
 from orchestrator.application import check_replicas
 from orchestrator.config import Config, parse, register
 from orchestrator.plan import expected_load

@@ -205,8 +205,19 @@ def hang(after: int = 0, delay_ms: float = 10) -> Behaviour:
     return behaviour
 
 
+def in_turn(replies: list[tuple[str, dict[str, Any]]]) -> Behaviour:
+    """The first request meets the first of these behaviours, and so on, round and round."""
+    made = [BEHAVIOURS[name](**settings) for name, settings in replies]
+
+    def behaviour(connection: Connection, path: str, number: int) -> None:
+        made[(number - 1) % len(made)](connection, path, number)
+
+    return behaviour
+
+
 BEHAVIOURS: dict[str, Callable[..., Behaviour]] = {
-    function.__name__: function for function in (static, static_stream, delay, stream, drop, fixed, short_body, hang)
+    function.__name__: function
+    for function in (static, static_stream, delay, stream, drop, fixed, short_body, hang, in_turn)
 }
 
 

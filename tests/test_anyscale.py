@@ -24,7 +24,6 @@ from orchestrator.clusters.anyscale import (
     AnyscaleService,
     _explained,
     render_service,
-    service_yaml,
 )
 from orchestrator.clusters.base import ServiceName
 from orchestrator.clusters.remote import stage
@@ -32,7 +31,7 @@ from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.process import Interrupted, interruptible
 from orchestrator.results.records import Effective, keys
-from tests.anyscale_standin import Fault, Instant, LocalRay, Service, StandIn, healthy
+from tests.anyscale_standin import Fault, Instant, Service, StandIn, healthy
 from tests.conftest import Compose
 
 NAME = ServiceName(prefix="so", run_id="2026-01-02_03-04-05", index=7, arm="optimized", repeat=1)
@@ -46,11 +45,14 @@ Make = Callable[..., Config]
 
 @pytest.fixture
 def make(compose: Compose) -> Make:
-    """`make("profile=optimized", cloud="x")`: a composed config on an Anyscale cluster with these settings."""
+    """`make("profile=optimized", cloud="x")`: a composed config on an Anyscale cluster with these settings.
+
+    What ends, ends well within `terminate_timeout_s`, also where the SDK is imported again on a busy machine.
+    """
 
     def run(*overrides: str, **settings: Any) -> Config:
         config = compose("cluster=anyscale_1x", *overrides)
-        config.cluster = dataclasses.replace(config.cluster, **{"terminate_timeout_s": 4, **settings})
+        config.cluster = dataclasses.replace(config.cluster, **{"terminate_timeout_s": 60, **settings})
         return config
 
     return run
@@ -300,7 +302,7 @@ def test_passing_trouble_is_outlived(
         ("create_build", Fault(status=400, detail="No such image."), "image: No such image."),
         ("apply", Fault(status=500, detail="Out of order."), "500.*Out of order."),
         ("upload", Fault(status=500), "500"),
-        ("apply", Fault(state="STARTING"), "not ready after 3 s .*STARTING"),
+        ("apply", Fault(state="STARTING"), "not ready after 4 s .*STARTING"),
         ("apply", Fault(state="UNHEALTHY"), "not healthy for 0.5 s"),
         ("apply", Fault(state="UNHEALTHY", of="version"), "not healthy for 0.5 s"),
         ("apply", Fault(state="SYSTEM_FAILURE"), "will not run: SYSTEM_FAILURE"),
@@ -311,7 +313,7 @@ def test_lasting_trouble_is_told_and_nothing_is_left(
 ) -> None:
     cloud.misbehave(verb, fault, times=1000)
     with pytest.raises(ServiceError, match=said) as failed:
-        run(make(startup_timeout_s=3), tmp_path / "service")
+        run(make(startup_timeout_s=4), tmp_path / "service")
     assert str(tmp_path / "service") in str(failed.value)
     assert cloud.token not in str(failed.value)
     assert states(cloud) <= {"TERMINATED"}
@@ -372,7 +374,7 @@ def test_what_will_not_end_is_told_with_the_command(
             monkeypatch.setattr(backend, "_CALL_TIMEOUT_S", 0.5)
 
     with pytest.raises(ServiceError, match=re.escape(said)) as failed:
-        run(make(), tmp_path / "service", on_status)
+        run(make(terminate_timeout_s=4), tmp_path / "service", on_status)
     assert f"anyscale service terminate --name {SERVICE}" in str(failed.value)
 
 
@@ -425,11 +427,11 @@ def test_running_is_not_enough(cloud: StandIn, make: Make, tmp_path: Path) -> No
 def test_an_apply_that_acts_after_its_time_is_up(
     cloud: StandIn, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "_SETTLE_S", 8.0)
+    monkeypatch.setattr(backend, "_SETTLE_S", 14.0)
     monkeypatch.setattr(backend, "_DEPLOY_TIMEOUT_S", 2.0)
-    cloud.misbehave("apply", Fault(delay_s=6.0))
+    cloud.misbehave("apply", Fault(delay_s=12.0))  # longer than the SDK takes to be imported again
     with pytest.raises(ServiceError, match="no answer to deploy within 2 s"):
-        run(make(terminate_timeout_s=30), tmp_path / "service")
+        run(make(), tmp_path / "service")
     assert calls(cloud) == ["apply", "terminate"]
     assert states(cloud) == {"TERMINATED"}
 
@@ -499,37 +501,3 @@ def test_credentials_are_checked_first(
         Anyscale().check_live(make(**settings))
     assert "c4n4ry" not in str(refused.value)
     assert calls(cloud) == []
-
-
-@needs_sdk
-@pytest.mark.e2e
-def test_real_ray_tells_what_it_runs_with(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The upload, deployed: flags are read back from every Serve actor by the probe beside the workload."""
-    config = make(
-        "profile=optimized",
-        startup_timeout_s=180,
-        terminate_timeout_s=180,
-        env={"OMP_NUM_THREADS": "1", "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": ""},
-    )
-    with StandIn(tmp_path / "bucket", LocalRay()) as cloud:
-        monkeypatch.setenv("ANYSCALE_HOST", cloud.url)
-        monkeypatch.setenv("ANYSCALE_CLI_TOKEN", cloud.token)
-        with living(config, NAME, tmp_path, print) as service:
-            service.wait_ready()
-            before, after = service.snapshot(), service.snapshot()
-        assert cloud.services[SERVICE].state == "TERMINATED"
-    effective = service.effective
-    kinds = {actor["kind"] for actor in effective["actors"]}
-    assert {"ServeController", "ServeReplica"} < kinds, kinds
-    for actor in effective["actors"]:
-        assert {**config.profile.env, "OMP_NUM_THREADS": "1"}.items() <= actor["env"].items(), actor["name"]
-        assert "ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY" not in actor["env"]
-        assert actor["constants"]["RAY_SERVE_ENABLE_HA_PROXY"] is True
-    assert effective["flag_effects"]["RAY_SERVE_ENABLE_HA_PROXY"]
-    assert effective["flag_effects"].keys() == config.profile.env.keys()
-    assert effective["versions"]["ray"]
-    (node,) = effective["hardware"]["nodes"]
-    assert node["num_logical_cpus"] == os.cpu_count()
-    assert before["unhealthy"] == []
-    assert before["actors"] == after["actors"]
-    assert {actor["name"] for actor in before["actors"]} == {actor["name"] for actor in effective["actors"]}

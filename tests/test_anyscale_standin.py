@@ -340,6 +340,7 @@ def test_what_was_not_uploaded_is_not_there(tmp_path: Path, upload: Path) -> Non
 
 
 @pytest.mark.e2e
+@pytest.mark.serial
 def test_on_local_ray(tmp_path: Path, upload: Path) -> None:
     """Two services at once, each on a cluster of its own with its own upload; one cannot be imported."""
     deployer = LocalRay()

@@ -5,33 +5,26 @@ backend cut short. No secret may be found in what is written, printed or given a
 """
 
 import itertools
-import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
-from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
-import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import yaml
 from aiohttp import web
 
 from orchestrator.process import members
 from tests.anyscale_standin import Fault, Instant, LocalRay, Service, StandIn, Version, healthy
 from tests.conftest import ROOT
-from tests.e2e.test_run import finish, only_run, read, wait_for
-from tests.servers import serving
+from tests.e2e.command import finish, only_run, read, wait_for
+from tests.leaks import canary, leaks, processes_with, seen_arguments
 
 pytest.importorskip("anyscale")
 pytestmark = pytest.mark.e2e
@@ -51,88 +44,7 @@ IMPATIENT = [
     "runpy.run_module('orchestrator', run_name='__main__', alter_sys=True)",
 ]
 USD_PER_HOUR = 36
-
-
-def canary() -> str:
-    """A token whose URL-encoded form is another."""
-    return f"sss_canary+{secrets.token_hex(8)}/{secrets.token_hex(8)}="
-
-
-# Looking for secrets.
-
-
-def forms(secret: str) -> set[bytes]:
-    """As it stands, URL-encoded, and in base64 wherever in a longer text it began."""
-    found = {secret.encode(), quote(secret).encode(), quote(secret, safe="").encode(), quote_plus(secret).encode()}
-    for shift in range(3):
-        padded = bytes(shift) + secret.encode()
-        own = slice(-(-shift * 8 // 6), len(padded) * 8 // 6)  # the digits that no neighbour has a part in
-        found |= {b64encode(padded)[own], urlsafe_b64encode(padded)[own]}
-    return found
-
-
-def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file, its name and, of a Parquet file, the values that it holds compressed."""
-    for path in folder.rglob("*"):
-        yield f"name of {path}", str(path.relative_to(folder)).encode()
-        if path.is_file():
-            yield str(path), path.read_bytes()
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-            yield f"values of {path}", f"{table.schema.metadata} {table.to_pydict()}".encode()
-
-
-def leaks(secret: str, folder: Path, **said: bytes) -> list[str]:
-    """Where it can be read: below the folder, or in what was said."""
-    return [
-        where for where, content in [*contents(folder), *said.items()] if any(form in content for form in forms(secret))
-    ]
-
-
-@contextmanager
-def seen_arguments() -> Iterator[set[bytes]]:
-    """The arguments of every process of this machine, looked at every 50 ms."""
-    seen: set[bytes] = set()
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.05):
-            for pid in filter(str.isdigit, os.listdir("/proc")):
-                with suppress(OSError):
-                    seen.add(Path(f"/proc/{pid}/cmdline").read_bytes())
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()
-
-
-def test_a_secret_would_be_found(tmp_path: Path) -> None:
-    secret = canary()
-    places = {
-        "plain": secret,
-        "url": f"https://x/?token={quote(secret, safe='')}&y",
-        **{f"header{shift}": b64encode(f"{'u' * shift}:{secret}:end".encode()).decode() for shift in range(3)},
-    }
-    for name, text in places.items():
-        (tmp_path / name).write_text(json.dumps({"log": text}))
-    (tmp_path / secret.replace("/", "")).touch()
-    pq.write_table(pa.table({"error": [secret] * 1000}), tmp_path / "s.parquet", compression="gzip")
-    (tmp_path / "innocent").write_text(json.dumps({"token": "***", "text": secret[:-4]}))
-    assert {Path(where).name for where in leaks(secret, tmp_path)} == {*places, "s.parquet"}
-    assert leaks(secret.replace("/", ""), tmp_path) == [f"name of {tmp_path / secret.replace('/', '')}"]
-    with (
-        seen_arguments() as seen,
-        subprocess.Popen([sys.executable, "-c", "input()", f"--token={secret}"], stdin=subprocess.PIPE) as child,
-    ):
-        deadline_s = time.monotonic() + 30
-        while not leaks(secret, tmp_path / "none", arguments=b"\n".join(seen)) and time.monotonic() < deadline_s:
-            time.sleep(0.1)
-        child.kill()
-    assert leaks(secret, tmp_path / "none", arguments=b"\n".join(seen)) == ["arguments"]
+serial = pytest.mark.serial
 
 
 # Running the command.
@@ -159,12 +71,7 @@ def start(
 
 def still_there(folder: Path) -> list[str]:
     """Processes that the command left behind."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("TMPDIR") == str(folder / "tmp") and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-    return found
+    return processes_with("TMPDIR", str(folder / "tmp"))
 
 
 def states(cloud: StandIn) -> dict[str, str]:
@@ -213,7 +120,11 @@ class Done:
 
 @pytest.fixture(scope="module")
 def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
-    """Baseline against optimized, two levels, two blocks."""
+    """Baseline against optimized, two levels, two blocks, as somebody in the cloud would run it.
+
+    Without it nobody would notice that the order of measurement, the flags, the upload or the end of several services
+    are right with the stand-in's answers only, and not with those of a real Ray behind the real SDK.
+    """
     folder = tmp_path_factory.mktemp("on_ray")
     behind = Watched()
     cloud = StandIn(folder / "bucket", behind)
@@ -221,6 +132,7 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     overrides = [*SHORT, "profile=baseline,optimized", "sweep.repeats=2", "sweep.concurrency=[2,4]"]
     overrides += [
         "sweep.duration_s=4",
+        '+cluster.env.OMP_NUM_THREADS="1"',
         f"cluster.usd_per_hour={{m8a.xlarge: {USD_PER_HOUR / 2}, m7a.4xlarge: {USD_PER_HOUR / 2}}}",
         "-m",
     ]
@@ -230,6 +142,7 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
         yield Done(folder, process.returncode, output, b"\n".join(arguments), cloud, behind)
 
 
+@serial
 def test_two_services_are_up_and_measured_in_turn(on_ray: Done) -> None:
     assert on_ray.code in (0, 3), on_ray.output
     services = on_ray.cloud.services
@@ -246,6 +159,7 @@ def test_two_services_are_up_and_measured_in_turn(on_ray: Done) -> None:
     assert len(arrived) == 8
 
 
+@serial
 def test_the_run_directory_is_complete(on_ray: Done) -> None:
     record = read(on_ray.run / "run.json")
     assert (record["status"], record["errors"]) == ("complete", [])
@@ -258,21 +172,37 @@ def test_the_run_directory_is_complete(on_ray: Done) -> None:
         assert trial["metrics"]["num_successful"] > 0
         assert trial["metrics"]["num_failed"] == 0
         assert trial["unchecked"] == []
+        assert (trial["server"]["restarted"], trial["server"]["failed"]) == ([], [])
+        service = on_ray.run / "services" / trial["arm"] / f"r{trial['repeat']}"
+        names = {actor["name"] for actor in read(service / "effective.json")["actors"]}
+        assert set(trial["server"]["actors"]) == names
     assert len(list(on_ray.run.glob("*/trials/*/trial.json"))) == 8
 
 
+@serial
 def test_each_arm_ran_with_its_flags(on_ray: Done) -> None:
+    """The upload, deployed: flags are read back from every Serve actor by the probe beside the workload."""
+    optimized = yaml.safe_load((ROOT / "conf/profile/optimized.yaml").read_text())["env"]
+    assert read(on_ray.run / "services/optimized/r0/effective.json")["declared_env"] == optimized
+    assert read(on_ray.run / "services/optimized/r0/effective.json")["flag_effects"]["RAY_SERVE_ENABLE_HA_PROXY"]
     for arm, enabled in (("baseline", False), ("optimized", True)):
         for repeat in (0, 1):
             effective = read(on_ray.run / f"services/{arm}/r{repeat}/effective.json")
             assert bool(effective["declared_env"]) is enabled
-            assert {"ServeController", "ServeReplica"} <= {actor["kind"] for actor in effective["actors"]}
+            assert {"ServeController", "ServeReplica"} < {actor["kind"] for actor in effective["actors"]}
+            assert effective["flag_effects"].keys() == effective["declared_env"].keys()
+            assert effective["versions"]["ray"]
+            (node,) = effective["hardware"]["nodes"]
+            assert node["num_logical_cpus"] == os.cpu_count()
             for actor in effective["actors"]:
                 assert effective["declared_env"].items() <= actor["env"].items()
+                assert actor["env"]["OMP_NUM_THREADS"] == "1"
+                assert "ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY" not in actor["env"]
                 assert actor["constants"]["RAY_SERVE_ENABLE_HA_PROXY"] is enabled, actor["name"]
                 assert actor["constants"]["RAY_SERVE_THROUGHPUT_OPTIMIZED"] is enabled, actor["name"]
 
 
+@serial
 def test_nothing_is_left(on_ray: Done) -> None:
     assert set(states(on_ray.cloud).values()) == {"TERMINATED"}
     assert len(on_ray.behind.directories) == 4
@@ -281,24 +211,13 @@ def test_nothing_is_left(on_ray: Done) -> None:
     assert list((on_ray.folder / "tmp").iterdir()) == []
 
 
+@serial
 def test_no_token_is_shown(on_ray: Done) -> None:
     bearers = [service.auth_token for service in on_ray.cloud.services.values()]
     assert len(set(bearers)) == 4
     for secret in (on_ray.cloud.token, *bearers):
         assert secret
         assert leaks(secret, on_ray.folder, output=on_ray.output.encode(), arguments=on_ray.arguments) == []
-
-
-def test_no_token_of_an_endpoint_is_shown(tmp_path: Path) -> None:
-    token = canary()
-    with serving("static") as server, seen_arguments() as arguments:
-        overrides = [f"cluster.url={server.url}", "cluster.token_env=MY_TOKEN", "sweep.concurrency=[2]"]
-        process = start(COMMAND, tmp_path, *SHORT[1:], "cluster=endpoint", *overrides, MY_TOKEN=token)
-        output = finish(process)
-        assert f"Bearer {token}" in server.stats()["headers"]
-    assert process.returncode in (0, 3), output
-    assert leaks(token, tmp_path, output=output.encode(), arguments=b"\n".join(arguments)) == []
-    assert still_there(tmp_path) == []
 
 
 # Misbehaviours: one run whose services each meet another one.
@@ -317,15 +236,26 @@ MET: list[tuple[str, Fault, float, str | None]] = [
     ("terminate", Fault(state="TERMINATING"), inf, None),
     ("terminate", Fault(status=403, detail="You do not have permission."), inf, None),
     ("apply", Fault(status=409, detail="The name is taken."), inf, "The name is taken."),
+    ("apply", Fault(status=403, detail="Not for {token} or {encoded}."), inf, "Not for *** or ***."),
 ]
+
+
+def quoting(cloud: StandIn, fault: Fault) -> Fault:
+    """The same, whose words hold the token that it was sent, where they say so."""
+    return replace(fault, detail=fault.detail.format(token=cloud.token, encoded=quote(cloud.token, safe="")))
 
 
 @pytest.fixture(scope="module")
 def met(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandIn, Path, str, int]]:
+    """One run of many services, side by side: their time-outs pass together.
+
+    Without it one service's trouble could end the others' measurements, or be told without its reason.
+    """
     folder = tmp_path_factory.mktemp("met")
     with StandIn(folder / "bucket", Instant(healthy)) as cloud:
+        cloud.token = canary()
         for number, (verb, fault, times, _) in enumerate(MET):
-            cloud.misbehave(verb, fault, times=times, service=f"-{number:04d}")
+            cloud.misbehave(verb, quoting(cloud, fault), times=times, service=f"-{number:04d}")
         overrides = [f"sweep.repeats={len(MET)}", f"cluster.max_live_services={len(MET)}", "sweep.concurrency=[2]"]
         overrides += ["cluster.startup_timeout_s=20", "cluster.terminate_timeout_s=15", "workload.payload_bytes=100"]
         process = start(IMPATIENT, folder, *SHORT, *overrides, cloud=cloud)
@@ -334,6 +264,10 @@ def met(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandIn, Pat
         yield cloud, only_run(folder / "outputs"), output, process.returncode
 
 
+together = pytest.mark.xdist_group("met")
+
+
+@together
 @pytest.mark.parametrize("number", range(len(MET)))
 def test_a_service_that_fails_is_told_and_the_others_are_measured(
     met: tuple[StandIn, Path, str, int], number: int
@@ -356,8 +290,9 @@ def test_a_service_that_fails_is_told_and_the_others_are_measured(
         assert name not in cloud.services or cloud.services[name].state == "TERMINATED"
 
 
+@together
 def test_a_run_with_failures_ends_in_order(met: tuple[StandIn, Path, str, int]) -> None:
-    _, run, output, code = met
+    cloud, run, output, code = met
     assert code == 1, output
     assert "Traceback" not in output
     assert f"teardown failed so-{run.name}-{ENDLESS:04d} may still run and cost money" in output
@@ -366,6 +301,7 @@ def test_a_run_with_failures_ends_in_order(met: tuple[StandIn, Path, str, int]) 
     record = read(run / "run.json")
     assert record["status"] == "failed"
     assert len(record["errors"]) == 2  # what still runs, and nothing else
+    assert leaks(cloud.token, run.parent.parent, output=output.encode()) == []  # though the control plane repeated it
 
 
 @pytest.mark.parametrize(
@@ -380,8 +316,7 @@ def test_a_run_with_failures_ends_in_order(met: tuple[StandIn, Path, str, int]) 
 def test_refused_before_anything_is_deployed(tmp_path: Path, verb: str, fault: Fault, said: str) -> None:
     with StandIn(tmp_path / "bucket", Instant(healthy)) as cloud, seen_arguments() as arguments:
         cloud.token = canary()
-        detail = fault.detail.format(token=cloud.token, encoded=quote(cloud.token, safe=""))
-        cloud.misbehave(verb, replace(fault, detail=detail), times=inf)
+        cloud.misbehave(verb, quoting(cloud, fault), times=inf)
         process = start(IMPATIENT, tmp_path, *SHORT, cloud=cloud)
         output = finish(process)
     assert process.returncode == 2, output
@@ -391,20 +326,6 @@ def test_refused_before_anything_is_deployed(tmp_path: Path, verb: str, fault: F
     assert not (tmp_path / "outputs").exists()
     assert leaks(cloud.token, tmp_path, output=output.encode(), arguments=b"\n".join(arguments)) == []
     assert still_there(tmp_path) == []
-
-
-def test_a_token_that_the_control_plane_repeats_is_not_written(tmp_path: Path) -> None:
-    with StandIn(tmp_path / "bucket", Instant(healthy)) as cloud:
-        cloud.token = canary()
-        detail = f"Not for {cloud.token} or {quote(cloud.token, safe='')}."
-        cloud.misbehave("apply", Fault(status=403, detail=detail), times=inf)
-        process = start(IMPATIENT, tmp_path, *SHORT, "sweep.repeats=1", cloud=cloud)
-        output = finish(process)
-    assert process.returncode == 1, output
-    assert "Not for *** or ***." in output
-    (failure, *_) = only_run(tmp_path / "outputs").glob("baseline/trials/*/failure.json")
-    assert "Not for *** or ***." in read(failure)["error"]
-    assert leaks(cloud.token, tmp_path, output=output.encode()) == []
 
 
 # Signals.
@@ -425,8 +346,11 @@ def under_load(_: StandIn, folder: Path) -> bool:
 def test_a_signal_ends_the_run_and_every_service(
     tmp_path: Path, moment: Callable[[StandIn, Path], bool], signum: signal.Signals, code: int
 ) -> None:
-    """Ctrl-C reaches the whole foreground, again and again; SIGTERM the command alone, once."""
-    with StandIn(tmp_path / "bucket", Instant(healthy), startup_s=4, stop_s=2) as cloud:
+    """Ctrl-C reaches the whole foreground, again and again; SIGTERM the command alone, once.
+
+    Without it an interrupted run could leave services that cost money.
+    """
+    with StandIn(tmp_path / "bucket", Instant(healthy), startup_s=2, stop_s=1) as cloud:
         overrides = ["profile=baseline,optimized", "sweep.repeats=2", "sweep.concurrency=[2]", "-m"]
         process = start(IMPATIENT, tmp_path, *SHORT, "workload.payload_bytes=100", *overrides, cloud=cloud)
         wait_for(lambda: moment(cloud, tmp_path), process)
@@ -449,6 +373,7 @@ def test_a_signal_ends_the_run_and_every_service(
 
 
 def test_cleanup_ends_what_a_killed_run_left(tmp_path: Path) -> None:
+    """Without it what a power cut leaves would run, and cost, until somebody looks."""
     with StandIn(tmp_path / "bucket", Instant(healthy)) as cloud:
         overrides = ["profile=baseline,optimized", "sweep.repeats=1", "sweep.concurrency=[2]", "-m"]
         process = start(IMPATIENT, tmp_path, *SHORT, "workload.payload_bytes=100", *overrides, cloud=cloud)

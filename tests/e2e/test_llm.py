@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +11,65 @@ import pytest
 import yaml
 
 from orchestrator.results.samples import read_samples
-from tests.e2e.test_run import finish, nothing_is_left, only_run, ours, read, start, wait_for
+from tests.e2e.command import CALM, finish, nothing_is_left, only_run, ours, read, start, wait_for
 
 __all__ = ["nothing_is_left"]  # a fixture that every test here uses
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.llm,
+    pytest.mark.serial,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: make test-llm"),
 ]
 
-NUM_PROMPTS = 200
-TINY = [
-    "model=tiny",
-    "sweep=quick",
-    "sweep.concurrency=[4]",
-    "sweep.repeats=1",
-    "sweep.cooldown_s=0",
-    f"client.num_prompts={NUM_PROMPTS}",
-]
-# Whether the machine is busy is not the question here.
-CALM = [
-    *("validity.max_drift_ratio=9", "validity.max_client_lag_ratio=9", "validity.max_client_cpu_ratio=9"),
-    "validity.min_in_flight_ratio=0.1",
-]
+NUM_PROMPTS = 400
+TINY = ["model=tiny", "sweep=quick", "sweep.repeats=1", "sweep.cooldown_s=0"]
 ARMS = {"vllm", "llm,baseline", "llm,optimized", "llm,direct_streaming"}
+
+
+KILLED = ("vllm", "llm,baseline")  # the arms whose engine dies, and
+LATE = "c0002-r0"  # the trial in which it does, the last one of its service
+
+
+def engines() -> set[psutil.Process]:
+    """Engine processes of our services."""
+    return {process for process in ours() if process.name().startswith("VLLM::Eng")}
+
+
+def under_measured_load(outputs: Path, arms: set[str]) -> list[str]:
+    """Those of these arms whose client measures the late trial: its own warm-up is over."""
+    logs = {arm: outputs.glob(f"*/{arm}/trials/{LATE}/client.log") for arm in arms}
+    return [arm for arm, found in logs.items() if any("measured] Starting main" in log.read_text() for log in found)]
 
 
 @pytest.fixture(scope="module")
 def overhead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
-    """vLLM alone, and Ray Serve LLM in three arrangements."""
+    """vLLM alone, and Ray Serve LLM in three arrangements. Two of the four lose their engine when all else is measured.
+
+    A service is minutes here, so one run serves all: without it nobody would notice that an arm is not what it is
+    called, that our figures are not the client's, or that errors of a dead engine are measured as a service.
+    """
     outputs = tmp_path_factory.mktemp("overhead")
-    process = start(outputs, "+experiment=llm_overhead", *TINY, *CALM)
+    chosen = ["sweep.concurrency=[4,2]", f"client.num_prompts={NUM_PROMPTS}"]
+    chosen += ["seed=5"]  # whatever is killed is not the last service, so that something comes after it
+    process = start(outputs, "+experiment=llm_overhead", *TINY, *CALM, *chosen)
+    alive = set(KILLED)
+    while alive:
+        (arm,) = wait_for(lambda: under_measured_load(outputs, alive), process, timeout_s=900)
+        for engine in engines():
+            engine.kill()
+        alive.remove(arm)
     output = finish(process)
     return only_run(outputs), output, process.returncode
 
 
 def test_every_arm_is_measured(overhead: tuple[Path, str, int]) -> None:
-    run, output, code = overhead
-    assert code in (0, 3), output
+    run, output, _ = overhead
     rows = pq.read_table(run / "summary.parquet").to_pylist()
     assert {row["arm"] for row in rows} == ARMS  # the flags of a profile do not multiply what has no Ray
     for row in rows:
+        if row["trial_id"] == LATE and row["arm"] in KILLED:
+            continue
         assert row["state"] == "complete"
         assert row["num_failed"] == 0
         assert row["output_throughput_tok_per_s"] == pytest.approx(16 * row["throughput_rps"])
@@ -70,10 +86,24 @@ def test_every_arm_is_measured(overhead: tuple[Path, str, int]) -> None:
         assert f"{arm} against vllm" in output
 
 
+@pytest.mark.parametrize("arm", KILLED)
+def test_a_killed_engine_fails_the_trial_and_the_run_goes_on(overhead: tuple[Path, str, int], arm: str) -> None:
+    run, output, code = overhead
+    assert code == 1, output
+    failure: dict[str, Any] = read(run / arm / "trials" / LATE / "failure.json")
+    assert failure["stage"] == "trial"
+    assert "died under load" in failure["error"]
+    log = failure["error"].split("log: ")[1].split(" (")[0]
+    assert Path(log).exists()
+    assert "died under load" in " ".join(output.split())
+    died_at = (run / arm / "trials" / LATE / "failure.json").stat().st_mtime
+    assert any(trial.stat().st_mtime > died_at for trial in run.glob("*/trials/*/trial.json"))
+
+
 def test_the_whole_run_is_what_the_client_printed(overhead: tuple[Path, str, int]) -> None:
     run, _, _ = overhead
     for arm in ARMS:
-        (path,) = run.glob(f"{arm}/trials/*/trial.json")
+        path = run / arm / "trials" / "c0004-r0" / "trial.json"
         whole = read(path)["whole_run"]
         printed = whole["client"]
         for key in ("throughput_rps", "output_throughput_tok_per_s", "ttft_mean_ms", "ttft_p99_ms", "tpot_mean_ms"):
@@ -95,46 +125,14 @@ def test_all_arms_run_the_declared_engine(overhead: tuple[Path, str, int]) -> No
     assert flags["RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"]
 
 
-def engines() -> set[psutil.Process]:
-    """Engine processes of our services."""
-    return {process for process in ours() if process.name().startswith("VLLM::Eng")}
-
-
-def kill_engine_under_load(outputs: Path, *overrides: str) -> tuple[Path, str, int]:
-    process = start(outputs, *TINY, *overrides)
-    wait_for(under_measured_load(outputs), process, timeout_s=600)
-    for engine in engines():
-        engine.kill()
-    output = finish(process)
-    return only_run(outputs), output, process.returncode
-
-
-def under_measured_load(outputs: Path) -> Callable[[], bool]:
-    return lambda: any(
-        "measured] Starting main" in each.read_text() for each in outputs.glob("*/*/trials/*/client.log")
-    )
-
-
-@pytest.mark.parametrize("workload", ["vllm", "llm"])
-def test_a_killed_engine_fails_the_trial_and_the_run_goes_on(tmp_path: Path, workload: str) -> None:
-    run, output, code = kill_engine_under_load(
-        tmp_path, f"workload={workload}", "sweep.repeats=2", "client.num_prompts=1000", *CALM
-    )
-    assert code == 1, output
-    failure: dict[str, Any] = read(run / "baseline" / "trials" / "c0004-r0" / "failure.json")
-    assert failure["stage"] == "trial"
-    assert "died under load" in failure["error"]
-    log = failure["error"].split("log: ")[1].split(" (")[0]
-    assert Path(log).exists()
-    assert (run / "baseline" / "trials" / "c0004-r1" / "trial.json").exists()
-    assert "died under load" in " ".join(output.split())
-
-
 def test_locust_agrees(tmp_path: Path) -> None:
-    """Two clients that share no code, one after the other, at one and the same service."""
+    """Two clients that share no code, one after the other, at one and the same service.
+
+    Without it a wrong clock, or a wrong way of counting tokens, in one of them would pass for the service's.
+    """
     process = start(
         tmp_path,
-        *("workload=vllm", *TINY, *CALM, "validity.max_window_shortfall_ratio=0.9"),
+        *("workload=vllm", *TINY, *CALM, "sweep.concurrency=[4]"),
         *("client.num_prompts=1000", "sweep.warmup_s=15", "sweep.duration_s=10"),
         *("client=vllm_bench,locust", "-m"),
     )

@@ -20,7 +20,7 @@ from analysis.differences import Difference
 from analysis.report import render_html
 from tests.test_report import DETAILS, HOSTILE, LEVELS, RECORD, cell, comparison, points
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("browser")]  # one browser, one set of reports
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 # A container's root has no sandbox; the rest keeps the browser from talking to anyone.
@@ -106,8 +106,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("reports")
-    files = {name: directory / f"{name}.html" for name in cases()}
+    files = {}
     for name, html in cases().items():
+        files[name] = directory / f"{name}.html"
         files[name].write_text(html, encoding="utf-8")
     return files
 

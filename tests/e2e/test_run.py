@@ -3,7 +3,6 @@
 Short windows: these tests ask whether the machinery tells the truth, not how fast anything is.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -11,92 +10,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator.clusters.local import directory_prefix
-from orchestrator.process import MARKER, is_claimed, members
 from orchestrator.results.records import SummaryRow, keys
+from tests.conftest import ROOT
+from tests.e2e.command import CALM, SHORT, finish, nothing_is_left, only_run, ours, read, start, wait_for
 
-pytestmark = pytest.mark.e2e
+__all__ = ["nothing_is_left"]  # a fixture that every test here uses
 
-ROOT = Path(__file__).resolve().parents[2]
-SHORT = [
-    "sweep=quick",
-    "sweep.repeats=1",
-    "sweep.ramp_up_s=0.5",
-    "sweep.warmup_s=1",
-    "sweep.duration_s=4",
-    "sweep.cooldown_s=0",
-]
-TIMEOUT_S = 600
+pytestmark = [pytest.mark.e2e, pytest.mark.serial]
+
 CANARY = "canary-7f3a1c-do-not-write-me"
-
-
-def start(outputs: Path, *overrides: str, **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", f"outputs={outputs}", *overrides],
-        cwd=ROOT,
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=TIMEOUT_S)
-    return output
-
-
-def only_run(outputs: Path) -> Path:
-    (run,) = outputs.iterdir()
-    return run
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def ours() -> list[psutil.Process]:
-    """Live processes of any service of ours."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARKER):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-def abandoned() -> set[str]:
-    """Service directories that no live orchestrator holds (others may run on this machine), with their processes."""
-    paths = Path(directory_prefix()).parent.glob(Path(directory_prefix()).name + "[0-9]*")
-    return {f"{path}: {members(path)}" for path in paths if not is_claimed(path)}
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    before = abandoned()
-    yield
-    assert abandoned() == before
-
-
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[str], timeout_s: float = 300) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        assert process.poll() is None, f"ended early with {process.returncode}:\n{process.communicate()[0]}"
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError(f"not within {timeout_s} s: {what}")
 
 
 def under_load(outputs: Path) -> Callable[[], bool]:
@@ -106,7 +35,10 @@ def under_load(outputs: Path) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def flags_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
-    """Baseline and optimized, started from a shell that exports Ray settings of its own."""
+    """Baseline and optimized, started from a shell that exports Ray settings of its own.
+
+    Without it nobody would notice that a flag does not reach Ray, or that the user's own shell reaches it.
+    """
     outputs = tmp_path_factory.mktemp("flags")
     process = start(
         outputs,
@@ -185,66 +117,54 @@ def test_no_token_is_written(flags_run: tuple[Path, str, int]) -> None:
             assert b"RAY_AUTH_TOKEN" not in content, path
 
 
-def test_streaming_and_recsys(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="recsys needs torch: pip install '.[recsys]'")
+@pytest.fixture(scope="module")
+def broken_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+    """An arm whose constructor raises, and one that loses a replica under the first of its two levels."""
+    outputs = tmp_path_factory.mktemp("broken")
     process = start(
-        tmp_path,
+        outputs,
         *SHORT,
-        "workload=streaming,recsys",
-        "profile=recsys_study",
-        "sweep.concurrency=[4]",
-        "workload.num_replicas=1",
-        "-m",
-    )
-    output = finish(process)
-    assert process.returncode in (0, 3), output
-    run = only_run(tmp_path)
-    rows = {row["arm"]: row for row in pq.read_table(run / "summary.parquet").to_pylist()}
-    assert set(rows) == {"streaming", "recsys"}
-    assert all(row["num_failed"] == 0 and row["num_successful"] > 0 for row in rows.values()), rows
-    streaming = rows["streaming"]
-    assert streaming["output_throughput_tok_per_s"] == pytest.approx(50 * streaming["throughput_rps"])
-    assert 0 < streaming["ttft_mean_ms"] < streaming["latency_mean_ms"]
-    assert rows["recsys"]["ttft_mean_ms"] is None
-
-
-def test_killed_replica_makes_the_point_invalid_and_the_run_goes_on(tmp_path: Path) -> None:
-    process = start(tmp_path, *SHORT, "sweep.concurrency=[2,4]", "sweep.duration_s=6")
-    wait_for(under_load(tmp_path), process)
-    time.sleep(5)  # into the window: the client starts, ramps up and warms up before it
-    (replica,) = [each for each in ours() if each.name().startswith("ray::ServeReplica:unary:Echo")]
-    replica.kill()
-    output = finish(process)
-    assert process.returncode == 3, output
-    run = only_run(tmp_path)
-    first = read(run / "baseline/trials/c0002-r0/trial.json")
-    assert "replica_restart" in first["invalid_reasons"]
-    assert "unary#Echo" in first["server"]["restarted"][0]
-    second = read(run / "baseline/trials/c0004-r0/trial.json")
-    assert "replica_restart" not in second["invalid_reasons"]
-    assert second["metrics"]["num_successful"] > 0
-
-
-def test_constructor_that_raises_is_shown_and_the_other_arm_is_measured(tmp_path: Path) -> None:
-    process = start(
-        tmp_path,
-        *SHORT,
-        "sweep.concurrency=[2]",
+        "sweep.concurrency=[2,4]",
+        "sweep.duration_s=6",
         "workload.application.import_path=tests.e2e.broken_app:build,workloads.unary.app:build",
         "~workload.application.deployments",
         "+workload.application.deployments={}",
         "-m",
     )
+    wait_for(under_load(outputs), process)
+    time.sleep(5)  # into the window: the client starts, ramps up and warms up before it
+    (replica,) = [each for each in ours() if each.name().startswith("ray::ServeReplica:unary:Echo")]
+    replica.kill()
     output = finish(process)
-    assert process.returncode == 1, output
+    return only_run(outputs), output, process.returncode
+
+
+def test_killed_replica_makes_the_point_invalid_and_the_run_goes_on(broken_run: tuple[Path, str, int]) -> None:
+    """Without it a figure of a service that was half dead would count."""
+    run, _, _ = broken_run
+    rows = pq.read_table(run / "summary.parquet").to_pylist()
+    first, second = [row for row in rows if row["state"] == "complete"]
+    assert (first["trial_id"], second["trial_id"]) == ("c0002-r0", "c0004-r0")
+    first, second = [read(run / row["arm"] / "trials" / row["trial_id"] / "trial.json") for row in (first, second)]
+    assert not first["valid"]
+    assert "replica_restart" in first["invalid_reasons"]
+    assert "unary#Echo" in first["server"]["restarted"][0]
+    assert "replica_restart" not in second["invalid_reasons"]
+    assert second["metrics"]["num_successful"] > 0
+
+
+def test_constructor_that_raises_is_shown_and_the_other_arm_is_measured(broken_run: tuple[Path, str, int]) -> None:
+    """Without it the user would be told that the service did not come up, and not why."""
+    run, output, code = broken_run
+    assert code == 1, output
     assert "kaputt-4711" in output
-    run = only_run(tmp_path)
-    states = {row["arm"]: row["state"] for row in pq.read_table(run / "summary.parquet").to_pylist()}
-    assert sorted(states.values()) == ["complete", "failed"]
-    (broken,) = [arm for arm, state in states.items() if state == "failed"]
-    failure = read(run / broken / "trials/c0002-r0/failure.json")
-    assert failure["stage"] == "service"
-    assert "kaputt-4711" in failure["error"]
+    states = {(row["arm"], row["state"]) for row in pq.read_table(run / "summary.parquet").to_pylist()}
+    assert sorted(state for _, state in states) == ["complete", "failed"]
+    (broken,) = [arm for arm, state in states if state == "failed"]
+    for level in (2, 4):
+        failure = read(run / broken / f"trials/c000{level}-r0/failure.json")
+        assert failure["stage"] == "service"
+        assert "kaputt-4711" in failure["error"]
     log_dir = run / failure["log"]
     assert any("kaputt-4711" in log.read_text(errors="replace") for log in log_dir.glob("*.log"))
     assert read(run / "run.json")["status"] == "failed"
@@ -252,6 +172,7 @@ def test_constructor_that_raises_is_shown_and_the_other_arm_is_measured(tmp_path
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_during_deployment(tmp_path: Path, signum: int, code: int) -> None:
+    """Without it a Ray cluster that is half up could stay when its run is called off."""
     process = start(tmp_path, *SHORT)
     wait_for(lambda: any(each.name() == "raylet" for each in ours()), process)
     process.send_signal(signum)
@@ -261,59 +182,59 @@ def test_interrupt_during_deployment(tmp_path: Path, signum: int, code: int) -> 
     assert read(only_run(tmp_path) / "run.json")["status"] == "interrupted"
 
 
-def test_interrupt_under_load_then_resume(tmp_path: Path) -> None:
-    # Long enough that another command starts, looks and is refused while this one measures.
-    process = start(tmp_path, *SHORT, "sweep.concurrency=[2,4]", "sweep.duration_s=20")
-    wait_for(lambda: any(tmp_path.glob("*/*/trials/c0004-r0/client.log")), process)
-    meanwhile = subprocess.run(
-        [sys.executable, "-m", "orchestrator", f"resume={only_run(tmp_path)}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    assert meanwhile.returncode == 2
-    assert "still being written" in meanwhile.stderr
+def resume(run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "orchestrator", f"resume={run}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_interrupted_under_load_and_in_the_teardown_then_resumed(tmp_path: Path) -> None:
+    """One run: refused to a second command, interrupted, resumed, interrupted when all is measured, resumed.
+
+    Without it a resumed run could measure again what it has, or lose it; an interrupted teardown could leave Ray.
+    """
+    process = start(tmp_path, *SHORT, *CALM, "sweep.concurrency=[2,4]", "sweep.duration_s=8")
+    wait_for(under_load(tmp_path), process)
+    run = only_run(tmp_path)
+    meanwhile = resume(run)
+    said = finish(meanwhile)
+    assert meanwhile.returncode == 2, said
+    assert "still being written" in said
+    wait_for(lambda: (run / "baseline/trials/c0004-r0/client.log").exists(), process)
     process.send_signal(signal.SIGINT)
     output = finish(process)
     assert process.returncode == 130, output
-    run = only_run(tmp_path)
     assert read(run / "run.json")["status"] == "interrupted"
     assert f"resume={run}" in output.replace("\n", "")
     kept = run / "baseline/trials/c0002-r0/trial.json"
-    before = kept.stat().st_mtime_ns if read(kept)["valid"] else None
-
+    assert read(kept)["valid"]
+    before = kept.stat().st_mtime_ns
     assert not any(run.rglob("*.attempt*"))
 
-    again = subprocess.run(
-        [sys.executable, "-m", "orchestrator", f"resume={run}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    assert again.returncode in (0, 3), again.stdout + again.stderr
-    assert read(run / "run.json")["status"] == "complete"
-    assert set(pq.read_table(run / "summary.parquet")["state"].to_pylist()) == {"complete"}
-    assert (run / "baseline/trials/c0004-r0.attempt1").is_dir()
-    if before is not None:
-        assert kept.stat().st_mtime_ns == before
-
-
-def test_interrupt_during_teardown_waits_for_its_end(tmp_path: Path) -> None:
-    process = start(tmp_path, *SHORT, "sweep.concurrency=[2]")
-    wait_for(lambda: any(tmp_path.glob("*/*/trials/*/trial.json")), process)
+    again = resume(run)
+    second = run / "baseline/trials/c0004-r0"
+    wait_for((second / "trial.json").exists, again)
     deadline = time.monotonic() + 30
-    while process.poll() is None and time.monotonic() < deadline:  # from the first moment of the teardown to its last
-        process.send_signal(signal.SIGINT)
+    while again.poll() is None and time.monotonic() < deadline:  # from the first moment of the teardown to its last
+        again.send_signal(signal.SIGINT)
         time.sleep(0.05)
-    output = finish(process)
-    assert process.returncode == 130, output
+    output = finish(again)
+    assert again.returncode == 130, output
     assert "Traceback" not in output
     assert "already stopping" in output
+    assert read(run / "run.json")["status"] == "interrupted"
+    assert second.with_name("c0004-r0.attempt1").is_dir()
+
+    last = resume(run)
+    output = finish(last)
+    assert last.returncode == 0, output
+    assert read(run / "run.json")["status"] == "complete"
+    assert set(pq.read_table(run / "summary.parquet")["state"].to_pylist()) == {"complete"}
+    assert not second.with_name("c0004-r0.attempt2").exists()
+    assert kept.stat().st_mtime_ns == before
 
 
 def test_service_of_a_killed_orchestrator_ends_itself(tmp_path: Path) -> None:
+    """Without it a power cut, or `kill -9`, would leave Ray and the clients running."""
     process = start(tmp_path, *SHORT)
     wait_for(under_load(tmp_path), process)
     process.kill()
@@ -336,7 +257,14 @@ def clients() -> list[int]:
     ]
 
 
-def test_two_orchestrators_and_a_foreign_ray_side_by_side(tmp_path: Path) -> None:
+PAIR = {"streaming": "baseline", "recsys": "recsys_study"}
+
+
+@pytest.fixture(scope="module")
+def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str, int]]:
+    """Two orchestrators beside a Ray of somebody else: streaming and recsys, without and with HAProxy."""
+    pytest.importorskip("torch", reason="recsys needs torch: pip install '.[recsys]'")
+    directory = tmp_path_factory.mktemp("pair")
     short = tempfile.mkdtemp()  # Ray's UNIX sockets have no room for pytest's long paths
     foreign = subprocess.Popen(
         [
@@ -355,18 +283,42 @@ def test_two_orchestrators_and_a_foreign_ray_side_by_side(tmp_path: Path) -> Non
     assert foreign.stdout is not None
     try:
         assert foreign.stdout.readline() == "up\n"
-        pair = [
-            start(tmp_path / name, *SHORT, "sweep.concurrency=[2]", f"profile={name}")
-            for name in ("baseline", "haproxy")
-        ]
-        outputs = [finish(process) for process in pair]
-        assert [process.returncode in (0, 3) for process in pair] == [True, True], outputs
-        for name, listener in (("baseline", "ray::ProxyActor"), ("haproxy", "haproxy")):
-            effective = read(only_run(tmp_path / name) / f"services/{name}/r0/effective.json")
-            assert effective["listener"]["process"].startswith(listener)
+        pair = {
+            workload: start(
+                directory / workload, *SHORT, "sweep.concurrency=[4]", f"workload={workload}", f"profile={profile}"
+            )
+            for workload, profile in PAIR.items()
+        }
+        outputs = {workload: finish(process) for workload, process in pair.items()}
         answer, _ = foreign.communicate("go on\n", timeout=120)
         assert answer == "alive\n"
     finally:
         foreign.kill()
         foreign.wait()
         shutil.rmtree(short, ignore_errors=True)
+    return {name: (only_run(directory / name), outputs[name], process.returncode) for name, process in pair.items()}
+
+
+@pytest.mark.parametrize(("workload", "listener"), [("streaming", "ray::ProxyActor"), ("recsys", "haproxy")])
+def test_two_orchestrators_and_a_foreign_ray_side_by_side(
+    side_by_side: dict[str, tuple[Path, str, int]], workload: str, listener: str
+) -> None:
+    """Without it two runs on one machine could take each other's ports, or end each other's processes."""
+    run, output, code = side_by_side[workload]
+    assert code in (0, 3), output
+    effective = read(run / f"services/{PAIR[workload]}/r0/effective.json")
+    assert effective["listener"]["process"].startswith(listener)
+
+
+@pytest.mark.parametrize("workload", PAIR)
+def test_streaming_and_recsys(side_by_side: dict[str, tuple[Path, str, int]], workload: str) -> None:
+    """Without it a workload could deploy and answer nothing that its client takes."""
+    run, _, _ = side_by_side[workload]
+    (row,) = pq.read_table(run / "summary.parquet").to_pylist()
+    assert row["num_failed"] == 0
+    assert row["num_successful"] > 0
+    if workload == "streaming":
+        assert row["output_throughput_tok_per_s"] == pytest.approx(50 * row["throughput_rps"])
+        assert 0 < row["ttft_mean_ms"] < row["latency_mean_ms"]
+    else:
+        assert row["ttft_mean_ms"] is None
