@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from orchestrator.clients.check import check_client_imports
 
 from orchestrator.application import render_application
 from orchestrator.clusters.flags import check_flags
@@ -79,7 +78,8 @@ def test_vllm_alone_has_the_same_engine(compose: Compose) -> None:
     assert (
         served.workload.server["engine"] == behind_ray.workload.application["args"]["llm_configs"][0]["engine_kwargs"]
     )
-    assert served.workload.client == behind_ray.workload.client
+    assert served.client == behind_ray.client
+    assert served.workload.options == behind_ray.workload.options
     assert served.sweep.concurrency == [16, 32, 64, 128, 256]
 
 
@@ -138,7 +138,8 @@ def test_missing_vllm_is_said_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs? vLLM.*pip install '\.\[llm\]'.*make llm"):
-        check_client_imports(compose("workload=vllm", "model=tiny"))
+        config = compose("workload=vllm", "model=tiny")
+        config.client.check_live(config, 1)
 
 
 def test_profiles_set_what_the_study_set(compose: Compose) -> None:

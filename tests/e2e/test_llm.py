@@ -140,7 +140,7 @@ def test_locust_agrees(tmp_path: Path) -> None:
     assert process.returncode in (0, 3), output
     run = only_run(tmp_path)
     rows = {row["arm"]: row for row in pq.read_table(run / "summary.parquet").to_pylist()}
-    locusts, vllms = rows["kind=locust"], rows["client=vllm_bench"]
+    locusts, vllms = rows["locust"], rows["vllm_bench"]
     assert len(list((run / "services").iterdir())) == 1
     # As wide as a shared machine moves from one quarter of a minute to the next; a TTFT that is in fact the latency, or
     # the time to the headers, would be further off.
