@@ -142,7 +142,9 @@ def _refuse_unknown(key: str, section: type, values: Mapping[str, Any]) -> None:
         if name not in names:
             nearest = difflib.get_close_matches(str(name), names, n=3)
             advice = f"; nearest: {', '.join(nearest)}" if nearest else ""
-            raise ConfigError(f"{where} is no key of {key or 'the config'}{advice}. It has {', '.join(names)}")
+            raise ConfigError(
+                f"{where} is no key of {key or 'the config'}{advice}. It has {', '.join(names) or 'none'}"
+            )
         if dataclasses.is_dataclass(types[name]) and isinstance(value, Mapping):
             _refuse_unknown(where, typing.cast(type, types[name]), value)
 

@@ -57,7 +57,10 @@ class Workload:
             _check_application(self.application)
         if not self.ready_path.startswith("/"):
             raise ConfigError(f"workload.ready_path must start with /, found {self.ready_path!r}")
-        for name in self.options.get("headers") or {}:
+        headers = self.options.get("headers") or {}
+        if not isinstance(headers, Mapping):
+            raise ConfigError(f"workload.options.headers must map names to values, found {headers!r}")
+        for name in headers:
             if re.search("auth|token|key|secret|cookie", name, re.IGNORECASE):
                 raise ConfigError(
                     f"workload.options.headers.{name}: a config is written down, so no secret belongs there; "
@@ -96,7 +99,8 @@ class Sweep:
         if len(given) != 1:
             raise ConfigError(
                 "one of sweep.concurrency (clients, closed loop) and sweep.offered_rps (requests/s, open loop) is "
-                f"given and the other null, found sweep.concurrency={self.concurrency} sweep.offered_rps={self.offered_rps}"
+                f"given and the other null, found sweep.concurrency={self.concurrency} "
+                f"sweep.offered_rps={self.offered_rps}"
             )
         ((key, value),) = given.items()
         amounts = value if isinstance(value, list) else [value]

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.application import render_application
+from orchestrator.application import check_deployed, render_application
 from orchestrator.clusters.flags import check_flags
 from orchestrator.errors import ConfigError
+from orchestrator.load.level import Level
 from tests.conftest import ROOT, Compose
 
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_TCP_NODELAY": "1"}
@@ -54,6 +55,10 @@ def test_name_is_file_name(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
     if path.parent.name == "experiment":
         assert f"+experiment={path.stem} " in path.read_text()  # the command in its comment
+    elif path.parent.name == "client":
+        assert content["_target_"].split(".")[-2] == path.stem
+    elif path.parent.name == "observe":
+        assert list(content) == [path.stem]
     else:
         assert content["name"] == path.stem
 
@@ -102,7 +107,7 @@ def test_vllm_alone_has_the_same_engine(compose: Compose) -> None:
         ),
         (
             ["workload=llm", "model=tiny", *AT_RATE, "sweep.offered_rps=5", "client=locust"],
-            "Locust drives closed loop only: give sweep.concurrency, or drive sweep.offered_rps with",
+            "Locust drives closed loop only, found a level of 5 req/s: give sweep.concurrency, or choose a client",
         ),
         ([*AT_RATE, "sweep.offered_rps=5"], "Locust drives closed loop only"),
         (["workload=llm", "model=tiny", "client.num_prompts=300"], "leave no time"),
@@ -112,18 +117,25 @@ def test_vllm_alone_has_the_same_engine(compose: Compose) -> None:
         (["workload=vllm", "model=tiny", "workload.num_replicas=0"], "must be a whole number above 0"),
         (["workload=vllm", "model=tiny", "workload.server.num_gpus=null"], "do not have the shape"),
         (["workload=vllm", "cluster=local_h100", "model.engine.tensor_parallel_size=16"], "server 1 x (1 CPU, 16 GPU)"),
-        (["workload=vllm", "model=tiny", "+model.engine.port=3"], "model.engine.port is set by the orchestrator"),
         (["workload=vllm", "model=tiny", "workload.num_replicas=4", "client=locust"], "as many Locust"),
         (
             ["workload=vllm", "model=tiny", "workload.num_replicas=3", "sweep=quick", "sweep.concurrency=2"],
             "as many clients",
         ),
-        (["+client=vllm_bench"], "options lacks model, tokenizer"),
+        (["client=vllm_bench"], "'model.id' not found\n    full_key: client.model"),
+        (["workload=llm", "model=tiny", "client=vllm_bench", "~client.tokenizer"], "client.tokenizer is missing"),
     ],
 )
 def test_llm_that_cannot_work_is_refused(compose: Compose, overrides: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         compose(*overrides)
+
+
+@pytest.mark.parametrize("workload", ["llm", "vllm"])
+def test_what_the_orchestrator_says_to_an_engine_is_refused(compose: Compose, workload: str) -> None:
+    config = compose(f"workload={workload}", "model=tiny", "+model.engine.port=3")
+    with pytest.raises(ConfigError, match=re.escape("model.engine.port is set by the orchestrator")):
+        check_deployed(config, config.cluster)
 
 
 def test_direct_streaming_needs_haproxy(compose: Compose) -> None:
@@ -136,10 +148,11 @@ def test_direct_streaming_needs_haproxy(compose: Compose) -> None:
 def test_missing_vllm_is_said_with_the_command_that_installs_it(
     compose: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = compose("workload=vllm", "model=tiny")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs? vLLM.*pip install '\.\[llm\]'.*make llm"):
-        config = compose("workload=vllm", "model=tiny")
-        config.client.check_live(config, 1)
+    for check in (lambda: config.client.check_live(config, 1), lambda: config.cluster.check_live(config)):
+        with pytest.raises(ConfigError, match=r"needs? vLLM.*pip install '\.\[llm\]'.*make llm"):
+            check()
 
 
 def test_profiles_set_what_the_study_set(compose: Compose) -> None:
@@ -251,9 +264,9 @@ def test_bad_values_are_refused(compose: Compose, override: str, says: str | Non
 
 
 def test_one_level_need_not_be_a_list(compose: Compose) -> None:
-    assert compose("sweep.concurrency=8").sweep.concurrency == [8]
+    assert compose("sweep.concurrency=8").sweep.levels(1) == (Level.of_clients(8),)
     model = ("workload=llm", "model=tiny", *AT_RATE)
-    assert compose(*model, "sweep.offered_rps=2.5").sweep.offered_rps == [2.5]
+    assert compose(*model, "sweep.offered_rps=2.5").sweep.levels(1) == (Level.of_rate(2.5),)
     for bad, says in (
         ("0", "above 0"),
         ("[]", "is empty"),

@@ -103,14 +103,15 @@ def check_clients(load: Load) -> None:
 
 def check_fits(config: ServiceConfig, num_input_tokens: int | None, num_output_tokens: int | None) -> None:
     """A request fits what the engine takes, where both are known. Raises ConfigError."""
-    limit = (config.workload.server or config.model).get("engine", {}).get("max_model_len")
-    if None not in (limit, num_input_tokens, num_output_tokens):
-        asked = (num_input_tokens or 0) + (num_output_tokens or 0)
-        if asked > limit:
-            raise ConfigError(
-                f"a request of {num_input_tokens} + {num_output_tokens} tokens does not fit "
-                f"model.engine.max_model_len={limit}"
-            )
+    engine = (config.workload.server or config.model).get("engine")
+    limit = engine.get("max_model_len") if isinstance(engine, Mapping) else None  # the cluster refuses other shapes
+    if not isinstance(limit, int) or num_input_tokens is None or num_output_tokens is None:
+        return
+    if num_input_tokens + num_output_tokens > limit:
+        raise ConfigError(
+            f"a request of {num_input_tokens} + {num_output_tokens} tokens does not fit "
+            f"model.engine.max_model_len={limit}"
+        )
 
 
 def drive(

@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator import provenance
 from orchestrator.errors import ConfigError
 
-DIRECT_STREAMING = "RAY_SERVE_LLM_ENABLEDIRECT_STREAMING"
+DIRECT_STREAMING = "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"
 # A flag that Ray refuses, or ignores, without another.
 _NEEDS = {DIRECT_STREAMING: "RAY_SERVE_ENABLE_HA_PROXY"}
 # What isolates a service from its neighbours, so no profile may declare it.
