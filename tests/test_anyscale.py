@@ -58,12 +58,22 @@ def make(compose: Compose) -> Make:
     return run
 
 
+def ours(config: Config) -> Anyscale:
+    """Its cluster, with what only Anyscale's has."""
+    assert isinstance(config.cluster, Anyscale)
+    return config.cluster
+
+
 # What is rendered.
+
+
+def rendering(config: Config, name: ServiceName = NAME) -> dict[str, Any]:
+    return render_service(ours(config), config, name)
 
 
 def test_rendered_service(make: Make) -> None:
     config = make("profile=optimized", cloud="my-cloud", env={"RAY_SERVE_HTTP_REQUEST_MAX_RETRIES": "0"})
-    rendered = render_service(config.cluster, config, NAME)
+    rendered = rendering(config)
     assert rendered["name"] == SERVICE
     assert rendered["cloud"] == "my-cloud"
     assert "project" not in rendered
@@ -82,9 +92,9 @@ def test_rendered_service(make: Make) -> None:
 
 
 def test_anyscales_own_switch_follows_the_flag(make: Make) -> None:
-    assert "ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY" not in _rendered(make(), NAME)["env_vars"]
+    assert "ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY" not in rendering(make())["env_vars"]
     config = make(env={"RAY_SERVE_ENABLE_HA_PROXY": "0"})
-    assert render_service(config.cluster, config, NAME)["env_vars"]["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert rendering(config)["env_vars"]["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
 @needs_sdk
@@ -102,7 +112,7 @@ def test_the_file_loads_in_the_sdks_own_type(make: Make, workload: str) -> None:
 
 def test_tags_hold_what_clouds_accept(make: Make) -> None:
     arm = "recsys,num_replicas=8~2"
-    tags = _rendered(make(), dataclasses.replace(NAME, arm=arm + "x" * 80))["tags"]
+    tags = rendering(make(), dataclasses.replace(NAME, arm=arm + "x" * 80))["tags"]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,63}", value) for value in tags.values()), tags
 
 
@@ -156,8 +166,9 @@ def test_check_refuses_what_cannot_work(make: Make, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MY_TOKEN", "sss_c4n4ry")
     monkeypatch.delenv("NO_TOKEN", raising=False)
     good = make(token_env="MY_TOKEN")
-    Anyscale().check(good)
-    Anyscale().check(make("dry_run=true", token_env="NO_TOKEN"))
+    dry = make("dry_run=true", token_env="NO_TOKEN")
+    for config in (good, dry):
+        config.cluster.check(config)
     for config, said in (
         (make(token_env="NO_TOKEN"), "NO_TOKEN"),
         (make(token_env="MY_TOKEN", service_prefix="a b"), "service_prefix"),
@@ -168,7 +179,7 @@ def test_check_refuses_what_cannot_work(make: Make, monkeypatch: pytest.MonkeyPa
         (make("++profile.env.RAY_SERVE_NO_SUCH='1'", token_env="MY_TOKEN"), "RAY_SERVE_NO_SUCH"),
     ):
         with pytest.raises(ConfigError, match=said) as refused:
-            Anyscale().check(config)
+            config.cluster.check(config)
         assert "c4n4ry" not in str(refused.value)
 
 
@@ -199,7 +210,7 @@ def living(
     config: Config, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
 ) -> Iterator[AnyscaleService]:
     """As `execute` has it: stopped whatever happens. Raises ServiceError with what is left."""
-    service = Anyscale().service(config, name, log_dir, on_status)
+    service = ours(config).service(config, name, log_dir, on_status)
     try:
         service.start()
         yield service
@@ -230,7 +241,7 @@ def states(cloud: StandIn) -> set[str]:
 @needs_sdk
 def test_life_of_a_service(cloud: StandIn, make: Make, tmp_path: Path) -> None:
     config = make("profile=optimized", cloud="standin-cloud", project="default")
-    Anyscale().check_live(config)
+    config.cluster.check_live(config)
     texts: list[str] = []
     log_dir = tmp_path / "service"
     log_dir.mkdir()
@@ -244,7 +255,7 @@ def test_life_of_a_service(cloud: StandIn, make: Make, tmp_path: Path) -> None:
         assert service.effective.keys() == keys(Effective).keys() - {"schema_version", "service_key"}
         assert [actor["name"] for actor in service.snapshot()["actors"]] == ["SERVE_CONTROLLER_ACTOR"]
         assert known.env_vars["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-        assert known.image_uri == config.cluster.image_uri
+        assert known.image_uri == ours(config).image_uri
         assert known.compute_config["head_node_type"]["instance_type"] == "m8a.xlarge"
     assert calls(cloud) == ["apply", "terminate"]
     assert known.state == "TERMINATED"
@@ -497,7 +508,8 @@ def test_credentials_are_checked_first(
     monkeypatch.setenv("BAD_TOKEN", "sss_c4n4ry")
     monkeypatch.setenv("NOT_A_TOKEN", "c4n4ry")
     monkeypatch.setenv("BAD_HOST", "http://127.0.0.1:9")
+    config = make(**settings)
     with pytest.raises(ConfigError, match=said) as refused:
-        Anyscale().check_live(make(**settings))
+        config.cluster.check_live(config)
     assert "c4n4ry" not in str(refused.value)
     assert calls(cloud) == []

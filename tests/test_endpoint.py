@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.clusters.endpoint import Endpoint, EndpointService
 from orchestrator.clusters.remote import Address
+from orchestrator.config import Config
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.secrets import Secret
 from tests.conftest import ROOT, Compose
@@ -22,6 +23,15 @@ from tests.servers import serving
 
 CANARY = "canary-endpoint-5d1e"
 AT = "cluster=endpoint"
+
+
+def check(config: Config) -> None:
+    config.cluster.check(config)
+
+
+def service(config: Config) -> EndpointService:
+    assert isinstance(config.cluster, Endpoint)
+    return EndpointService(config.cluster, config, print)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +54,13 @@ AT = "cluster=endpoint"
 )
 def test_refused(compose: Compose, overrides: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        Endpoint().check(compose(AT, *overrides))
+        check(compose(AT, *overrides))
 
 
 def test_nobody_answers(compose: Compose) -> None:
     config = compose(AT, "cluster.url=http://127.0.0.1:1", "cluster.startup_timeout_s=0.1")
     with pytest.raises(ServiceError, match=r"not ready after 0.1 s .*: http://127.0.0.1:1/.*refused"):
-        EndpointService(config, print).wait_ready()
+        service(config).wait_ready()
 
 
 def test_distance() -> None:
@@ -64,21 +74,21 @@ def test_distance() -> None:
 def test_distance_takes_no_request(compose: Compose) -> None:
     """What answers here may take its time for any request, and that is no distance."""
     with serving("delay", delay_ms=20) as server:
-        service = EndpointService(compose(AT, f"cluster.url={server.url}"), print)
-        found = service.round_trip_ms()
+        running = service(compose(AT, f"cluster.url={server.url}"))
+        found = running.round_trip_ms()
         assert found is not None
         assert found > 0
         assert server.stats()["num_requests"] == 0
-        service.snapshot()
+        running.snapshot()
     with pytest.raises(ServiceError, match="nobody listens at"):
-        service.snapshot()
+        running.snapshot()
 
 
 @pytest.mark.parametrize("token", ["canary-nl-4242\n", "canary-sp 4242", "canary-\N{EURO SIGN}-4242"])
 def test_a_token_that_no_header_takes(compose: Compose, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     monkeypatch.setenv("MY_TOKEN", token)
     with pytest.raises(ConfigError, match="MY_TOKEN: the token holds a character") as refused:
-        Endpoint().check(compose(AT, "cluster.url=http://x", "cluster.token_env=MY_TOKEN"))
+        check(compose(AT, "cluster.url=http://x", "cluster.token_env=MY_TOKEN"))
     assert "canary" not in str(refused.value)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.clusters.existing import Existing
 from orchestrator.errors import ConfigError
 from tests.conftest import Compose
 
@@ -71,8 +70,9 @@ def dashboard() -> Iterator[Dashboard]:
 
 def refused(dashboard: Dashboard, compose: Compose) -> str:
     url = f"cluster.dashboard_url=http://127.0.0.1:{dashboard.server_port}"
+    config = compose("cluster=existing", url)
     with pytest.raises(ConfigError) as refusal:
-        Existing().check_live(compose("cluster=existing", url))
+        config.cluster.check_live(config)
     return str(refusal.value)
 
 

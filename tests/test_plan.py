@@ -133,9 +133,13 @@ def test_redeploy_never_needs_room_for_all_arms(compose: Compose) -> None:
 
 
 def test_service_key_is_what_is_deployed(compose: Compose) -> None:
-    base = service_key(compose())
+    def key(*overrides: str) -> str:
+        config = compose(*overrides)
+        return service_key(config, config.cluster)
+
+    base = key()
     for same in ("workload.payload_bytes=0", "sweep=quick", "validity.max_drift_ratio=1", "cluster.client_processes=1"):
-        assert service_key(compose(same)) == base, same
+        assert key(same) == base, same
     for other in (
         "profile=grpc",
         "workload.num_replicas=2",
@@ -143,8 +147,8 @@ def test_service_key_is_what_is_deployed(compose: Compose) -> None:
         "cluster.http_port=9000",
         "workload.max_ongoing_requests=5",
     ):
-        assert service_key(compose(other)) != base, other
-    assert service_key(compose("workload=streaming")) != service_key(compose("workload=streaming", "workload.ttft_s=1"))
+        assert key(other) != base, other
+    assert key("workload=streaming") != key("workload=streaming", "workload.ttft_s=1")
 
 
 def test_arms_that_differ_in_the_client_share_a_service(compose: Compose) -> None:
