@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.clients.base import Window
-from orchestrator.clients.locust import LocustClient
+from orchestrator.clients.base import Load, Window
+from orchestrator.clients.locust import Locust
 from orchestrator.load.level import Level
 from orchestrator.process import clean_environment
 from tests.servers import serving
@@ -36,10 +36,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def ours(kind: str, url: str, concurrency: int, duration_s: float) -> float:
     import pyarrow.parquet as pq
 
-    client = LocustClient(LOCUSTFILES[kind], OPTIONS[kind], 1, clean_environment())
+    client = Locust(LOCUSTFILES[kind], OPTIONS[kind])
+    window = Window(0.0, WARMUP_S, duration_s, 1.0)
+    load = Load([url], None, Level.of_clients(concurrency), window, num_replicas=1, max_processes=1)
     with tempfile.TemporaryDirectory() as directory:
-        window = Window(0.0, WARMUP_S, duration_s, 1.0)
-        facts = client.run([url], Level.of_clients(concurrency), window, Path(directory), lambda live: None).facts
+        facts = client.run(load, Path(directory), lambda live: None).facts
         samples = pq.read_table(Path(directory) / "samples.parquet").to_pandas()
     assert facts.window_s is not None
     assert facts.cpu_ratio is not None

@@ -2,6 +2,9 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +17,14 @@ from omegaconf import OmegaConf
 
 from orchestrator import execute
 from orchestrator.arms import Job
-from orchestrator.clients.base import Measurement, Window
+from orchestrator.clients.base import Load, Measurement
+from orchestrator.clients.locust import Locust
 from orchestrator.clusters.base import changes
-from orchestrator.config import ClusterKind
+from orchestrator.clusters.local import Local
 from orchestrator.errors import EXIT_FAILED, ServiceError
 from orchestrator.journal import open_journal, recorded_plan, to_do
 from orchestrator.load.level import Level
+from orchestrator.observe.base import Observer, Period
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted, interruptible
@@ -70,7 +75,7 @@ def test_lost_listener_and_unhealthy_deployment_are_failures() -> None:
 
 
 class Stubborn:
-    """A service that cannot be ended, and the backend of such."""
+    """A service that cannot be ended."""
 
     deployed = 0
     refuses = False
@@ -79,9 +84,6 @@ class Stubborn:
     def __init__(self) -> None:
         self.effective = {"listener": None, "warnings": []}
         self.left: str | None = None
-
-    def service(self, *_: Any) -> "Stubborn":
-        return Stubborn()
 
     def start(self) -> None:
         Stubborn.deployed += 1
@@ -111,7 +113,7 @@ def press_ctrl_c(*_: object) -> None:
 @pytest.fixture
 def stubborn_run(tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch) -> execute.Run:
     """Of two services that are up at the same time."""
-    monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Stubborn)
+    monkeypatch.setattr(Local, "service", lambda *_: Stubborn())
     monkeypatch.setattr(Stubborn, "deployed", 0)
     config = compose("sweep=quick", "sweep.repeats=2", "cluster.max_live_services=2")
     return execute.Run(make_plan([Job(config, {}, "baseline")], seed=0), RunPaths(tmp_path), [])
@@ -169,9 +171,6 @@ def test_services_that_start_are_asked_to_end_side_by_side(
     events: list[str] = []
 
     class Starting(Stubborn):
-        def service(self, *_: Any) -> Stubborn:
-            return Starting()
-
         def wait_ready(self) -> None:
             press_ctrl_c()
 
@@ -181,7 +180,7 @@ def test_services_that_start_are_asked_to_end_side_by_side(
         def stop(self) -> None:
             events.append("stopped")
 
-    monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Starting)
+    monkeypatch.setattr(Local, "service", lambda *_: Starting())
     with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
     assert events == ["asked", "asked", "stopped", "stopped"]
@@ -208,30 +207,49 @@ def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_pa
     assert again() == []
 
 
-class Answering:
-    """A backend whose services are there at once, and a client that draws its requests."""
+def answering(*_: Any) -> Any:
+    """A service that is there at once."""
+    nothing = SimpleNamespace(
+        urls=["http://127.0.0.1:1"], token=None, marker=None, effective={"warnings": ["none is real"]}
+    )
+    nothing.start = nothing.wait_ready = nothing.begin_stop = nothing.stop = lambda: None
+    nothing.snapshot = nothing.round_trip_ms = lambda: None
+    return nothing
 
-    def service(self, *_: Any) -> Any:
-        nothing = SimpleNamespace(urls=["http://127.0.0.1:1"], token=None, effective={"warnings": ["none is real"]})
-        nothing.start = nothing.wait_ready = nothing.begin_stop = nothing.stop = lambda: None
-        nothing.snapshot = nothing.round_trip_ms = lambda: None
-        return nothing
 
-    def run(self, _urls: object, level: Level, window: Window, directory: Path, _on_progress: object) -> Measurement:
-        assert level.concurrency is not None
-        samples = draw_samples(level.concurrency, 50, window.duration_s, np.random.default_rng(0))
-        write_samples(directory / "samples.parquet", samples)
-        return Measurement(window.duration_s, ClientFacts(cpu_ratio=0.5, versions={"none": "1"}))
+def drawing(_client: Locust, load: Load, directory: Path, _on_progress: object) -> Measurement:
+    """A client that draws its requests."""
+    assert load.level.concurrency is not None
+    assert load.urls == ["http://127.0.0.1:1"]
+    samples = draw_samples(load.level.concurrency, 50, load.window.duration_s, np.random.default_rng(0))
+    write_samples(directory / "samples.parquet", samples)
+    return Measurement(100.0, load.window.duration_s, ClientFacts(cpu_ratio=0.5, versions={"none": "1"}))
+
+
+@dataclass(frozen=True)
+class Seen:
+    window: Period
+
+
+@dataclass
+class Watching(Observer):
+    """Tells which window it was asked for."""
+
+    @contextmanager
+    def during(self, service: object, directory: Path) -> Iterator[Any]:
+        yield SimpleNamespace(facts=Seen)
 
 
 def test_a_run_is_written_and_taken_up_again(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Answering)
-    monkeypatch.setattr(execute, "_client", lambda *_: Answering())
+    monkeypatch.setattr(Local, "service", answering)
+    monkeypatch.setattr(Locust, "run", drawing)
     fixed = ("sweep.concurrency=[2]", "sweep.repeats=1", "sweep.duration_s=4", "sweep.cooldown_s=0")
     jobs = [
         Job(compose(*fixed, f"workload.num_replicas={number}"), {"workload.num_replicas": str(number)}, "baseline")
         for number in (1, 2)
     ]
+    for job in jobs:
+        job.config.observe = {"watching": Watching()}
     paths = RunPaths(tmp_path)
     run = execute.Run(make_plan(jobs, 0), paths, ["x"])
     run.go()
@@ -244,6 +262,8 @@ def test_a_run_is_written_and_taken_up_again(compose: Compose, tmp_path: Path, m
     ]
     trials = {path: path.read_bytes() for path in tmp_path.rglob("trial.json")}
     assert len(trials) == 2
+    for path in trials:
+        assert read_json(path)["observed"] == {"watching": {"window": [100.0, 104.0]}}
     effective = read_json(next(tmp_path.rglob("effective.json")))
     assert list(effective) == list(keys(Effective))
     assert effective["warnings"] == ["none is real"]

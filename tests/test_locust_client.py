@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.clients import locust as locust_client
-from orchestrator.clients.base import Live, Window
+from orchestrator.clients.base import Live, Load, Measurement, Window
 from orchestrator.clients.locust import Locust
 from orchestrator.errors import TrialError
 from orchestrator.load.level import Level
@@ -42,6 +43,19 @@ pytestmark = pytest.mark.e2e
 serial = pytest.mark.serial
 
 
+def run(
+    client: Locust,
+    url: str,
+    level: Level,
+    window: Window,
+    directory: Path,
+    on_progress: Callable[[Live], None] = lambda live: None,
+    num_processes: int = 2,
+) -> Measurement:
+    load = Load([url], None, level, window, num_replicas=1, max_processes=num_processes)
+    return client.run(load, directory, on_progress)
+
+
 def drive(
     server: Server,
     directory: Path,
@@ -52,7 +66,7 @@ def drive(
 ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
     """Samples, the client's facts, what the server saw; all three agree on the number of requests."""
     client = Locust(locustfile, options or ECHO)
-    facts = asdict(client.run([server.url], *load, directory, lambda live: None).facts)
+    facts = asdict(run(client, server.url, *load, directory, num_processes=num_processes).facts)
     table = pq.read_table(directory / "samples.parquet")
     assert table.schema.equals(SAMPLES_SCHEMA)
     samples, seen = table.to_pandas(), server.stats()
@@ -354,7 +368,7 @@ def test_connections_are_kept_beyond_1024_files(tmp_path: Path) -> None:
 def fails(tmp_path: Path, code: str, url: str = "http://127.0.0.1:9", **settings: Any) -> str:
     client = Locust(write(tmp_path / "bad.py", code), settings)
     with pytest.raises(TrialError) as caught:
-        client.run([url], Level.of_clients(4), Window(0, 0.1, 0.3, 0.3), tmp_path, lambda live: None)
+        run(client, url, Level.of_clients(4), Window(0, 0.1, 0.3, 0.3), tmp_path)
     assert worker_pids() == []
     assert str(tmp_path / "client.log") in str(caught.value)
     return str(caught.value)
@@ -405,7 +419,7 @@ def test_killed_worker_is_a_trial_error(tmp_path: Path) -> None:
 
     client = Locust(UNARY, ECHO)
     with serving("delay") as server, pytest.raises(TrialError, match=r"exit code -9 before 'facts'"):
-        client.run([server.url], Level.of_clients(4), Window(0, 0, 30, 1), tmp_path, kill_one)
+        run(client, server.url, Level.of_clients(4), Window(0, 0, 30, 1), tmp_path, kill_one)
     assert worker_pids() == []
     assert not (tmp_path / "samples.parquet").exists()
 
@@ -420,7 +434,7 @@ def test_exception_in_the_parent_leaves_no_child(tmp_path: Path, error: type[Bas
 
     client = Locust(UNARY, ECHO)
     with serving("delay") as server, pytest.raises(error):
-        client.run([server.url], Level.of_clients(4), Window(0, 0, 30, 1), tmp_path, stop)
+        run(client, server.url, Level.of_clients(4), Window(0, 0, 30, 1), tmp_path, stop)
     assert len(pids) == 2
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
@@ -429,13 +443,12 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
         from orchestrator.clients.locust import Locust
-        from orchestrator.clients.base import Window
+        from orchestrator.clients.base import Load, Window
         from orchestrator.load.level import Level
-        from orchestrator.process import clean_environment
         import sys
         client = Locust({UNARY!r}, {ECHO!r})
-        load = Level.of_clients(4), Window(0, 0, 60, 1)
-        client.run([sys.argv[1]], *load, Path({str(tmp_path)!r}), lambda live: print("running", flush=True))
+        load = Load([sys.argv[1]], None, Level.of_clients(4), Window(0, 0, 60, 1), 1, 2)
+        client.run(load, Path({str(tmp_path)!r}), lambda live: print("running", flush=True))
         """
     with serving("delay") as server:
         script = write(tmp_path / "parent.py", code)
@@ -461,7 +474,7 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     seen: list[Live] = []
     with serving("delay", delay_ms=20) as server:
         client = Locust(UNARY, ECHO)
-        client.run([server.url], Level.of_clients(4), Window(0, 1, 2, 1), tmp_path, seen.append)
+        run(client, server.url, Level.of_clients(4), Window(0, 1, 2, 1), tmp_path, seen.append)
     assert [live.elapsed_s for live in seen[:3]] == pytest.approx([0, 1, 2], abs=1e-6)
     assert seen[1].num_failed == 0
     assert seen[1].throughput_rps == pytest.approx(4 / 0.021, rel=0.4)

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from orchestrator.errors import ConfigError
+from orchestrator.kinds import checked
 from orchestrator.observe import host
-from orchestrator.observe.base import Window, facts, is_here, observing
+from orchestrator.observe.base import Observer, Period, is_here, observed_facts, observing
 from orchestrator.observe.host import CpuSeconds, Host, HostFacts, HostRecording
 from orchestrator.process import MARKER
 
@@ -78,7 +79,7 @@ def observed(service: Service, pids: Mapping[str, int]) -> tuple[HostFacts, dict
             time.sleep(0.1)
         end_s, after = time.monotonic(), {name: used_s(pid) for name, pid in pids.items()}
         time.sleep(0.1)
-    return recording.facts(Window(start_s, end_s)), {name: after[name] - before[name] for name in pids}
+    return recording.facts(Period(start_s, end_s)), {name: after[name] - before[name] for name in pids}
 
 
 def assert_near(found_s: float | None, own_s: float) -> None:
@@ -126,7 +127,7 @@ def test_a_child_that_lost_its_environment_or_came_later_still_belongs_to_the_se
             assert time.monotonic() < start_s + 120
             time.sleep(0.1)
         end_s, own_s = time.monotonic(), used_s(children[-1].pid)
-    assert_near(recording.facts(Window(start_s, end_s)).cpu_s.replicas, own_s)
+    assert_near(recording.facts(Period(start_s, end_s)).cpu_s.replicas, own_s)
 
 
 def test_the_work_of_others_is_what_is_left(started: list[int]) -> None:
@@ -180,7 +181,7 @@ def drawn(cores: int) -> HostRecording:
 
 def test_the_window_is_cut_out_between_two_readings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    found = drawn(4).facts(Window(1.25, 2.75))
+    found = drawn(4).facts(Period(1.25, 2.75))
     assert found == HostFacts(
         num_cores=4,
         other_cpu_ratio=pytest.approx(0.25),
@@ -190,8 +191,8 @@ def test_the_window_is_cut_out_between_two_readings(monkeypatch: pytest.MonkeyPa
         load_1m_end=3.0,
         cpu_s=CpuSeconds(pytest.approx(0.75), 0.0, None, None, None, None, None),
     )
-    assert drawn(4).facts(Window(0.0, 1.0)).other_cpu_ratio == pytest.approx(0.0)
-    assert drawn(4).facts(Window(0.0, 3.0)).cpu_s.client == pytest.approx(1.0)
+    assert drawn(4).facts(Period(0.0, 1.0)).other_cpu_ratio == pytest.approx(0.0)
+    assert drawn(4).facts(Period(0.0, 3.0)).cpu_s.client == pytest.approx(1.0)
 
 
 def test_a_reading_costs_little() -> None:
@@ -219,8 +220,8 @@ def test_trouble_with_the_counters_is_not_swallowed(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("interval_s", [0.0, -1.0, float("nan")])
 def test_an_interval_is_above_zero(interval_s: float) -> None:
-    with pytest.raises(ConfigError, match="interval_s"):
-        Host(interval_s=interval_s)
+    with pytest.raises(ConfigError, match=r"observe\.host\.interval_s must be a number above 0"):
+        checked("observe.host", Host, {"interval_s": interval_s})
 
 
 def test_processes_that_vanish_or_are_not_ours_to_read_are_skipped(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ class Note:
 
 
 @dataclass
-class Noting:
+class Noting(Observer):
     """An observer that writes down when it is entered and left."""
 
     name: str
@@ -251,7 +252,7 @@ class Noting:
         finally:
             self.seen.append(f"{self.name} out")
 
-    def facts(self, window: Window) -> Note:
+    def facts(self, window: Period) -> Note:
         return Note(window.start_s, str(self.directory))
 
 
@@ -262,7 +263,7 @@ def test_observers_are_entered_around_a_measurement_and_asked_afterwards(tmp_pat
         seen.append("measured")
     assert seen == ["one in", "two in", "measured", "two out", "one out"]
     note = {"start_s": 1.0, "directory": str(tmp_path)}
-    assert facts(recordings, Window(1.0, 2.0)) == {"one": note, "two": note}
+    assert observed_facts(recordings, Period(1.0, 2.0)) == {"one": note, "two": note}
     with pytest.raises(RuntimeError), observing(observers, Service(), tmp_path):
         raise RuntimeError("the client failed")
     assert seen[-2:] == ["two out", "one out"]

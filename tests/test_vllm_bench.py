@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,17 +22,17 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pytest
-from orchestrator.clients.check import num_prompts
 
 from orchestrator.clients import vllm_bench
-from orchestrator.clients.base import Live, Measurement, Window
-from orchestrator.clients.vllm_bench import VllmBenchClient, error_code, sample_rows, split, steady_window
+from orchestrator.clients.base import Live, Load, Measurement, Window
+from orchestrator.clients.vllm_bench import VllmBench, error_code, sample_rows, split, steady_window
 from orchestrator.clients.vllm_bench_worker import arguments
 from orchestrator.errors import TrialError
 from orchestrator.load.level import Level
-from orchestrator.process import clean_environment
+from orchestrator.process import client_environment
 from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, in_flight_mean, read_samples, whole_run
 from orchestrator.results.validity import check_validity
+from orchestrator.secrets import Secret
 from tests.openai_server import TEXT, serving
 
 ROOT = Path(__file__).parents[1]
@@ -66,15 +67,19 @@ def looks_at_run(test: Any) -> Any:
     return pytest.mark.xdist_group("vllm_bench")(needs_vllm(test))
 
 
-Load = tuple[Level, Window]
+NO_WINDOW = Window(ramp_up_s=0, warmup_s=0, duration_s=0, drain_s=0)  # closed loop does not look at it
 
 
-def clients(concurrency: int) -> Load:
-    return Level.of_clients(concurrency), Window(ramp_up_s=0, warmup_s=0, duration_s=0, drain_s=0)
+def at(urls: Sequence[str], level: Level, window: Window = NO_WINDOW, num_replicas: int = 1) -> Load:
+    return Load(urls, Secret(CANARY), level, window, num_replicas, max_processes=1)  # it has one a replica, whatever
 
 
-def client(num_replicas: int = 1, **options: Any) -> VllmBenchClient:
-    return VllmBenchClient({**OPTIONS, **options}, num_replicas, {**clean_environment(), "OPENAI_API_KEY": CANARY})
+def clients(url: str, concurrency: int) -> Load:
+    return at([url], Level.of_clients(concurrency))
+
+
+def client(**options: Any) -> VllmBench:
+    return VllmBench(**{**OPTIONS, **options})
 
 
 def workers(parent: int | None = None) -> list[psutil.Process]:
@@ -127,7 +132,7 @@ def test_what_each_process_is_told(
 
     monkeypatch.setattr(vllm_bench, "drive", tell)
     with pytest.raises(TrialError, match="told"):
-        client(2, num_prompts=20).run(["http://a"], level, Window(1, 2.5, 3, 4), tmp_path, ignore)
+        client(num_prompts=20).run(at(["http://a"], level, Window(1, 2.5, 3, 4), 2), tmp_path, ignore)
     names = ("concurrency", "num_warmups", "num_prompts", "request_rate_rps")
     assert [tuple(spec[name] for name in names) for spec in told] == each
     for spec in told:
@@ -157,7 +162,7 @@ def bench(**changed: Any) -> dict[str, Any]:
 
 
 def test_samples_by_hand() -> None:
-    rows = sample_rows(bench(), 3, OPTIONS)
+    rows = sample_rows(bench(), 3, NUM_OUTPUT)
     table = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA).to_pandas()
     assert table.sent_at_s.tolist() == [100, 101, 102, 103, 104]
     assert table.latency_ms.tolist() == pytest.approx(
@@ -173,12 +178,12 @@ def test_samples_by_hand() -> None:
         "connection_closed",
     ]
     assert (table.client_process == 3).all()
-    (long, *_) = sample_rows(bench(output_lens=[9, 3, 1, 0, 0]), 0, OPTIONS)
+    (long, *_) = sample_rows(bench(output_lens=[9, 3, 1, 0, 0]), 0, NUM_OUTPUT)
     assert (long["ok"], long["error"]) == (False, "long_reply: got 9, want 8")
 
 
 def test_whole_run_by_hand() -> None:
-    table = pa.Table.from_pylist(sample_rows(bench(), 0, OPTIONS), schema=SAMPLES_SCHEMA)
+    table = pa.Table.from_pylist(sample_rows(bench(), 0, NUM_OUTPUT), schema=SAMPLES_SCHEMA)
     figures = asdict(whole_run(table, 4.0))
     assert figures.pop("client") is None
     assert figures == pytest.approx(
@@ -231,7 +236,8 @@ def test_number_of_prompts() -> None:
         (None, Level.of_rate(10), 1200),
         (None, Level.of_rate(100), 6000),  # a rate is kept up for the window's duration
     ):
-        assert num_prompts({"num_prompts": declared}, 3, level, duration_s=60) == total
+        load = at(["http://a"], level, Window(1, 2, 60, 4), num_replicas=3)
+        assert client(num_prompts=declared).num_requests(load) == total
 
 
 # ---- What one run tells ----
@@ -252,8 +258,8 @@ class Run:
         return found
 
 
-def drive(bench_client: VllmBenchClient, url: str, load: Load, directory: Path) -> tuple[Measurement, pd.DataFrame]:
-    measurement = bench_client.run([url], *load, directory, ignore)
+def drive(bench_client: VllmBench, load: Load, directory: Path) -> tuple[Measurement, pd.DataFrame]:
+    measurement = bench_client.run(load, directory, ignore)
     return measurement, read_samples(directory / "samples.parquet").to_pandas()
 
 
@@ -269,7 +275,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         commands.extend(" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
 
     with serving(first_ms=40, gap_ms=10, fail_every=13, short_every=10, cut_every=17) as server:
-        measurement = client(num_prompts=160).run([server.url], *clients(4), directory, on_progress)
+        measurement = client(num_prompts=160).run(clients(server.url, 4), directory, on_progress)
         seen = server.stats()
     samples = read_samples(directory / "samples.parquet").to_pandas()
     return Run(directory, measurement, samples, seen, progress, "\n".join(commands))
@@ -349,7 +355,7 @@ def test_whole_run_is_what_the_client_says(run: Run) -> None:
 
 @looks_at_run
 def test_window_leaves_ramp_and_tail_out(run: Run) -> None:
-    samples, (duration_s, facts, whole) = run.samples, run.measurement
+    samples, (_, duration_s, facts, whole) = run.samples, run.measurement
     assert samples.sent_at_s[3] == 0  # the fourth client's first
     assert samples.sent_at_s.iloc[-1] == pytest.approx(duration_s)
     assert whole
@@ -403,8 +409,8 @@ def test_what_is_on_disk(run: Run) -> None:
 @needs_vllm
 def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
     with serving(gap_ms=10) as first, serving(gap_ms=10) as second:
-        bench_client = client(num_replicas=2)
-        duration_s, facts, whole = bench_client.run([first.url, second.url], *clients(5), tmp_path, ignore)
+        load = at([first.url, second.url], Level.of_clients(5), num_replicas=2)
+        _, duration_s, facts, whole = client().run(load, tmp_path, ignore)
         seen = [first.stats(), second.stats()]
     samples = read_samples(tmp_path / "samples.parquet").to_pandas()
     assert len(samples) == 80
@@ -430,8 +436,8 @@ def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
 @needs_vllm
 def test_open_loop(tmp_path: Path) -> None:
     with serving(first_ms=1, gap_ms=1) as server:
-        load = Level.of_rate(30), Window(ramp_up_s=0, warmup_s=0.2, duration_s=0, drain_s=0)
-        measurement, samples = drive(client(), server.url, load, tmp_path)
+        load = at([server.url], Level.of_rate(30), Window(ramp_up_s=0, warmup_s=0.2, duration_s=0, drain_s=0))
+        measurement, samples = drive(client(), load, tmp_path)
         assert server.stats()["num_requests"] == 46  # the rate's own in the warm-up
     assert samples.ok.all()
     assert len(samples) == 40
@@ -445,7 +451,7 @@ def test_open_loop(tmp_path: Path) -> None:
 @needs_vllm
 def test_if_every_request_fails_that_is_the_result(tmp_path: Path) -> None:
     with serving(fail_every=1) as server:
-        measurement, samples = drive(client(), server.url, clients(2), tmp_path)
+        measurement, samples = drive(client(), clients(server.url, 2), tmp_path)
         assert server.stats()["num_requests"] == 42
     assert samples.error.eq("http_500").all()
     table = read_samples(tmp_path / "samples.parquet")
@@ -479,8 +485,10 @@ def test_hang_ends_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.Mon
         num_workers = max(num_workers, len(workers()))
 
     with serving(hang_after=12) as server:
-        with pytest.raises(TrialError, match=r"40 requests did not end within timeout_s=3.*client\.log") as caught:
-            client(timeout_s=3).run([server.url], *clients(2), tmp_path, on_progress)
+        with pytest.raises(
+            TrialError, match=r"40 requests did not end within client\.timeout_s=3.*client\.log"
+        ) as caught:
+            client(timeout_s=3).run(clients(server.url, 2), tmp_path, on_progress)
         assert server.stats()["num_requests"] == 14  # two warm-ups, ten answered, two that hang
     assert "raise it" in str(caught.value)
     assert num_workers == 1
@@ -489,11 +497,11 @@ def test_hang_ends_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @needs_vllm
-def test_client_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_client_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_bench, "client_environment", lambda: client_environment() | {"HF_HUB_OFFLINE": "1"})
     bench_client = client(tokenizer="no-such/tokenizer")
-    bench_client.env = {**bench_client.env, "HF_HUB_OFFLINE": "1"}
     with pytest.raises(TrialError, match=r"exit code 1 before 'ready'; see .*client\.log(?s:.)*Error: "):
-        bench_client.run(["http://127.0.0.1:1"], *clients(2), tmp_path, ignore)
+        bench_client.run(clients("http://127.0.0.1:1", 2), tmp_path, ignore)
     assert "no-such/tokenizer" in (tmp_path / "client.log").read_text()
     assert workers() == []
 
@@ -505,7 +513,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
         from pathlib import Path
         from tests.test_vllm_bench import client, clients
         directory = Path({str(tmp_path)!r})
-        client(timeout_s=600).run([sys.argv[1]], *clients(2), directory, lambda live: print("on", flush=True))
+        client(timeout_s=600).run(clients(sys.argv[1], 2), directory, lambda live: print("on", flush=True))
     """
     with serving(hang_after=12) as server:
         command = [sys.executable, "-c", textwrap.dedent(code), server.url]
