@@ -180,7 +180,9 @@ def test_every_experiment_plans(tmp_path: Path, experiment: str) -> None:
 @pytest.mark.parametrize("key", ["cluster.max_cost", "sweep.repeat", "compare.margine", "foo"])
 def test_a_name_that_nobody_reads_is_refused(tmp_path: Path, key: str) -> None:
     """Hydra itself suggests the + for a misspelt name, and a limit that is not read would limit nothing."""
-    assert f"full_key: {key}" in refused(tmp_path / "outputs", f"+{key}=1")
+    assert f"error: {key} is no key of {key.rpartition('.')[0] or 'the config'}" in refused(
+        tmp_path / "outputs", f"+{key}=1"
+    )
 
 
 def test_cleanup_removes_what_a_killed_composition_left(tmp_path: Path) -> None:
@@ -205,7 +207,11 @@ def test_flags_never_vanish_where_nothing_is_deployed(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_cost_where_nothing_is_rented(tmp_path: Path) -> None:
-    assert "nothing is rented" in refused(tmp_path / "outputs", "cluster.max_cost_usd=5")
+    """It would limit nothing; only a cluster that rents machines has it."""
+    assert "Could not override 'cluster.max_cost_usd'" in refused(tmp_path / "outputs", "cluster.max_cost_usd=5")
+    for sign in ("+", "++"):
+        said = refused(tmp_path / "outputs", f"{sign}cluster.max_cost_usd=5")
+        assert "cluster.max_cost_usd is no key of cluster" in said
 
 
 def test_cleanup_says_what_it_cannot_read(tmp_path: Path) -> None:

@@ -17,53 +17,34 @@ MAY_BE_HEAVY = {
     "orchestrator/clients/vllm_bench_worker.py",
     "orchestrator/clusters/anyscale_sdk.py",
 }
-# What a module of ours may import of ours; absent = anything.
-ALLOWED = {
-    "orchestrator/errors.py": set(),
-    "orchestrator/paths.py": set(),
-    "orchestrator/load/level.py": set(),
-    "orchestrator/journal.py": {
-        *("arms", "config", "errors", "load", "paths", "plan", "process", "provenance", "results"),
-    },
-    "orchestrator/results/records.py": set(),
-    "orchestrator/results/document.py": {"results"},
-    "orchestrator/results/samples.py": {"results"},
-    "orchestrator/results/validity.py": {"results"},
-    "orchestrator/process.py": {"errors", "provenance"},
-    "orchestrator/provenance.py": set(),
-    "orchestrator/config.py": {"errors", "load"},
-    "orchestrator/composition.py": {"errors"},
-    "orchestrator/application.py": {"config", "errors", "process", "provenance"},
-    "orchestrator/arms.py": {"application", "config", "errors", "load", "paths"},
-    "orchestrator/cost.py": {"clients", "config", "load"},
-    "orchestrator/plan.py": {"arms", "config", "cost", "errors", "load", "paths"},
-    "orchestrator/waiting.py": set(),
-    "orchestrator/child.py": {"process"},
-    "orchestrator/clients/check.py": {"application", "config", "errors", "load", "provenance"},
-    "orchestrator/clients/base.py": {"child", "errors", "process", "results"},
-    "orchestrator/clients/locust.py": {"errors", "load", "results", "clients"},
-    "orchestrator/clients/vllm_bench.py": {"errors", "load", "results", "clients"},
-    "orchestrator/clients/locust_worker.py": {"child", "clients", "results", "secrets"},
-    "orchestrator/clusters/flags.py": {"application", "config", "errors", "provenance"},
-    "orchestrator/clusters/base.py": {"application", "clusters", "config", "errors", "results", "secrets", "waiting"},
-    "orchestrator/clusters/local.py": {"application", "child", "clusters", "config", "errors", "process"},
-    "orchestrator/clusters/local_driver.py": {"child", "clusters", "process", "provenance", "waiting"},
-    "orchestrator/clusters/vllm_driver.py": {"child", "clusters", "process", "provenance"},
-    "orchestrator/clusters/engine.py": set(),
-    "orchestrator/clusters/remote.py": {
-        *("application", "clusters", "config", "errors", "provenance", "secrets", "waiting"),
-    },
-    "orchestrator/clusters/existing.py": {"application", "clusters", "config", "errors", "process", "waiting"},
-    "orchestrator/clusters/endpoint.py": {"clusters", "config", "errors", "waiting"},
-    "orchestrator/clusters/anyscale.py": {
-        *("application", "child", "clusters", "config", "errors", "process", "secrets", "waiting"),
-    },
-    "orchestrator/clusters/anyscale_sdk.py": {"child", "secrets"},
-    "orchestrator/observe/base.py": set(),
-    "orchestrator/observe/host.py": {"errors", "observe", "process"},
-    "orchestrator/secrets.py": set(),
-}
+# Of orchestrator/, lowest first: a module imports what stands below it. A package stands for those of its modules that
+# are not named themselves, which may import each other; what else stands in one row may not.
+LAYERS = [
+    ("errors",),
+    ("secrets", "waiting", "paths", "provenance"),
+    ("process", "composition"),
+    ("child",),
+    ("kinds",),
+    ("load",),
+    ("results",),
+    ("sections",),
+    ("clusters.base", "clusters.flags", "clients.base", "observe"),
+    ("results.document",),  # tells of what observers record
+    ("application",),
+    ("clusters", "clients"),  # the kinds, and what runs in their processes
+    ("config",),
+    ("arms",),
+    ("cost",),
+    ("plan",),
+    ("journal",),
+    ("progress",),
+    ("execute",),
+    ("cleanup",),
+    ("__main__",),
+]
 
+# The kinds are named by `_target_`. Whoever imports one knows one kind from another, as this one does:
+KNOWS_A_KIND = {"cleanup": {"clusters.local"}}  # it looks for what was left on this machine
 SHARED_BY_CLUSTERS = {"base", "engine", "flags", "remote"}
 
 
@@ -97,9 +78,6 @@ def test_imports(path: Path) -> None:
         assert "scipy" not in roots
     if name.startswith("orchestrator/") and name != "orchestrator/__main__.py":  # which has the report written
         assert "analysis" not in roots
-    if name in ALLOWED:
-        ours = {each.split(".")[1] for each in imported if each.startswith("orchestrator.")}
-        assert ours <= ALLOWED[name]
     if name.startswith("orchestrator/clusters/"):  # no backend knows another
         others = {each.split(".")[2] for each in imported if each.startswith("orchestrator.clusters.")}
         assert others <= SHARED_BY_CLUSTERS
@@ -107,8 +85,38 @@ def test_imports(path: Path) -> None:
         assert "hydra.main" not in path.read_text()
 
 
-def test_allowed_names_exist() -> None:
-    assert all((ROOT / name).exists() for name in [*ALLOWED, *MAY_BE_HEAVY])
+def entry(dotted: str) -> tuple[int, str]:
+    """Row and name of the most exact entry of LAYERS that a module, or what is imported of it, belongs to."""
+    found = [(row, name) for row, names in enumerate(LAYERS) for name in names if f"{dotted}.".startswith(f"{name}.")]
+    assert found, f"orchestrator.{dotted} has no layer"
+    return max(found, key=lambda each: len(each[1]))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "orchestrator").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_layers(path: Path) -> None:
+    ours = sorted(each.removeprefix("orchestrator.") for each in imports(path) if each.startswith("orchestrator."))
+    module = ".".join(path.relative_to(ROOT / "orchestrator").with_suffix("").parts).removesuffix("__init__")
+    if module in ("", "clients.", "clusters.", "load.", "observe.", "results."):
+        assert ours == []
+        return
+    row, name = entry(module)
+    for each in ours:
+        its_row, its_name = entry(each)
+        assert its_row < row or its_name == name, f"{module} imports {each}, which does not stand below it"
+        is_kind = its_name in ("clusters", "clients") or each.startswith(("observe.host", "load.ladder"))
+        if is_kind and its_name != name and name != "results.document":
+            assert each.rpartition(".")[0] in KNOWS_A_KIND.get(module, ()), f"{module} imports the kind {each}"
+
+
+def test_names_of_the_rules_exist() -> None:
+    modules = [name for names in LAYERS for name in names]
+    assert len(set(modules)) == len(modules)
+    for name in modules:
+        path = ROOT / "orchestrator" / name.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").exists(), name
+    assert all((ROOT / name).exists() for name in MAY_BE_HEAVY)
 
 
 def test_no_path_of_a_developers_machine() -> None:

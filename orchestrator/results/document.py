@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from orchestrator.observe.host import CpuSeconds, HostFacts
 from orchestrator.results.records import (
     Actor,
     ClientFacts,
@@ -51,6 +52,8 @@ TABLES: dict[str, type] = {
     "client in trial.json": ClientFacts,
     "whole_run in trial.json": WholeRun,
     "server in trial.json": ServerFacts,
+    "host in observed": HostFacts,
+    "cpu_s in host": CpuSeconds,
     "failure.json": Failure,
     "effective.json": Effective,
     "actors in effective.json": Actor,
