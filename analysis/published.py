@@ -52,7 +52,7 @@ from orchestrator.results.records import (
     keys,
 )
 from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, percentile, write_samples
-from orchestrator.results.validity import INVALID_REASONS, Validity
+from orchestrator.results.validity import RULES, Validity
 
 NOTES = {
     "imported": "not measured by the orchestrator: what it checks of a live service and client is unknown",
@@ -396,7 +396,7 @@ def _judged(metrics: Metrics) -> Validity:
         if metrics.error_ratio > limit:
             text = f"{metrics.error_ratio:.2%} of requests failed ({metrics.num_failed}), more than {limit:.2%}."
             validity.invalidate("error_ratio" if metrics.num_successful else "no_success", text)
-    validity.unchecked += [code for code in INVALID_REASONS if code not in checked]
+    validity.unchecked += [rule.code for rule in RULES if rule.code not in checked]
     return validity
 
 

@@ -26,7 +26,7 @@ from analysis.load import ArmData, RunData
 from analysis.wording import MISSING, confidence_text, is_missing, number, ratio_texts
 from orchestrator.load.level import Level
 from orchestrator.results.records import read_json
-from orchestrator.results.validity import INVALID_REASONS
+from orchestrator.results.validity import RULES
 
 # A sign beside the word, so that neither colour nor a small screen hides which it is.
 SIGNS = {"FASTER": "▲", "SLOWER": "▼", "EQUIVALENT": "=", "INCONCLUSIVE": "?"}
@@ -44,6 +44,7 @@ WHERE = {
     "effective": "Read back from the live services",
     "consequence": "Consequences: constants that Ray computed from the flags",
 }
+_MEANINGS = {rule.code: rule.meaning for rule in RULES}
 
 
 def _time(text: str | None) -> str:
@@ -126,7 +127,7 @@ def _problems(row: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], 
         what = {"service": " (the service never came up)", "trial": " (the measurement failed)"}
         text = str(record.get("error", "see failure.json")).strip()
         return [Problem(block, f"FAILED{what.get(record.get('stage', ''), '')}", text + log)]
-    sentences = INVALID_REASONS | record.get("invalid_details", {})
+    sentences = _MEANINGS | record.get("invalid_details", {})
     codes = load.codes([row["invalid_reasons"]])
     problems = [Problem(block, f"INVALID {code}", sentences.get(code, "")) for code in codes]
     return problems or [Problem(block, "INVALID", "no reason was recorded")]
@@ -142,7 +143,7 @@ def _caveats(complete: pd.DataFrame) -> list[str]:
         kind, _, rule = code.partition(":")
         text = NOTES.get(code, code.replace("_", " "))
         if kind == "unchecked":
-            text = f"Not checked, which is not passed: {rule} ({INVALID_REASONS.get(rule, 'unknown rule')})."
+            text = f"Not checked, which is not passed: {rule} ({_MEANINGS.get(rule, 'unknown rule')})."
         texts += [f"{text[0].upper()}{text[1:].removesuffix('.')}.{about}"] if count else []
     return texts
 

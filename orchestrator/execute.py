@@ -19,9 +19,9 @@ from orchestrator.paths import RunPaths, set_aside
 from orchestrator.plan import Plan, Service, Trial, Wave, expected_load
 from orchestrator.process import Interrupted, uninterrupted
 from orchestrator.progress import Progress
-from orchestrator.results.records import FAILED, PLANNED, Metrics, TrialRecord
+from orchestrator.results.records import FAILED, PLANNED, Metrics, ServerFacts, TrialRecord
 from orchestrator.results.samples import compute_metrics, read_samples, tokens_are_bunched
-from orchestrator.results.validity import check_validity
+from orchestrator.results.validity import Evidence, check_validity
 
 
 def preflight(plan: Plan, live: bool) -> None:
@@ -213,15 +213,15 @@ class Run:
             server = changes(before, after)
         samples = read_samples(directory / "samples.parquet")
         metrics = compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
-        validity = check_validity(
-            samples,
-            metrics,
+        evidence = Evidence(
+            samples=samples,
+            metrics=metrics,
             concurrency=trial.level.concurrency,
             duration_s=duration_s,
             client=facts,
-            server=server,
-            thresholds=dataclasses.asdict(config.validity),
+            server=server or ServerFacts(),
         )
+        validity = check_validity(evidence, dataclasses.asdict(config.validity))
         return TrialRecord(
             trial_id=trial.id,
             run_id=self.paths.run_id,

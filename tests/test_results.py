@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.cells import cells_frame
 from analysis.looks import Look
+from orchestrator.results import document, validity
 from orchestrator.results.document import TABLES, with_tables
 from orchestrator.results.records import (
     ClientFacts,
@@ -43,7 +45,7 @@ from orchestrator.results.samples import (
     tokens_are_bunched,
     write_samples,
 )
-from orchestrator.results.validity import INVALID_REASONS, Validity, check_validity
+from orchestrator.results.validity import RULES, Answer, Evidence, Rule, TroubleKind, Unbroken, Validity, check_validity
 from tests.conftest import ROOT
 from tests.runs import planned_row, trial_record
 
@@ -333,15 +335,15 @@ def judge(
     client: Mapping[str, Any] = CLIENT,
     server: Mapping[str, Any] | None = SERVER,
 ) -> Validity:
-    return check_validity(
-        samples,
-        compute_metrics(samples, 10.0, NO_SLO),
+    evidence = Evidence(
+        samples=samples,
+        metrics=compute_metrics(samples, 10.0, NO_SLO),
         concurrency=concurrency,
         duration_s=10.0,
         client=ClientFacts(**client),
-        server=None if server is None else ServerFacts(**server),
-        thresholds=THRESHOLDS,
+        server=ServerFacts(**(server or {})),
     )
+    return check_validity(evidence, THRESHOLDS)
 
 
 def failing(ratio: float) -> pa.Table:
@@ -402,7 +404,38 @@ BREACHES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 def test_every_code_is_tried() -> None:
-    assert {code for code, _, _ in BREACHES} | {"no_samples"} == set(INVALID_REASONS)
+    assert sorted([*(code for code, _, _ in BREACHES), "no_samples"]) == sorted(rule.code for rule in RULES)
+
+
+def test_every_limit_is_a_key_of_the_config_and_none_is_left_over() -> None:
+    config = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text(encoding="utf-8"))
+    limits = [rule.limit for rule in RULES if rule.limit is not None]
+    assert sorted(limits) == sorted(config["validity"])
+
+
+def test_a_rule_is_a_function_and_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judged against its own limit, told in its sentence, and a row of the documents."""
+
+    def slow(it: Evidence, limit: float) -> Answer:
+        if it.metrics.latency_mean_ms is None:
+            return Unbroken.unknown
+        if it.concurrency is None:
+            return Unbroken.not_applicable
+        return (
+            f"{it.metrics.latency_mean_ms:g} ms > {limit:g} ms"
+            if it.metrics.latency_mean_ms > limit
+            else Unbroken.passed
+        )
+
+    rule = Rule(code="slow", kind=TroubleKind.noise, limit="max_ms", meaning="slower than max_ms", check=slow)
+    monkeypatch.setattr(validity, "RULES", (*RULES, rule))
+    monkeypatch.setattr(document, "RULES", (*RULES, rule))
+    monkeypatch.setitem(THRESHOLDS, "max_ms", 9.5)
+    found = judge(table(**closed_loop()))
+    assert (found.reasons, found.details, found.unchecked) == (["slow"], {"slow": "10 ms > 9.5 ms"}, [])
+    assert judge(table(**closed_loop()), concurrency=None).valid
+    assert "slow" in judge(empty()).unchecked
+    assert "| `slow` | noise | `max_ms` | slower than max_ms |\n" in with_tables(README.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(("code", "breach", "near_miss"), BREACHES, ids=[case[0] for case in BREACHES])

@@ -31,7 +31,7 @@ from orchestrator.errors import TrialError
 from orchestrator.load.level import Level
 from orchestrator.process import client_environment
 from orchestrator.results.samples import SAMPLES_SCHEMA, compute_metrics, in_flight_mean, read_samples, whole_run
-from orchestrator.results.validity import check_validity
+from orchestrator.results.validity import Evidence, check_validity
 from orchestrator.secrets import Secret
 from tests.openai_server import TEXT, serving
 
@@ -456,15 +456,14 @@ def test_if_every_request_fails_that_is_the_result(tmp_path: Path) -> None:
     assert samples.error.eq("http_500").all()
     table = read_samples(tmp_path / "samples.parquet")
     metrics = compute_metrics(table, measurement.duration_s, {})
-    validity = check_validity(
-        table,
-        metrics,
+    evidence = Evidence(
+        samples=table,
+        metrics=metrics,
         concurrency=2,
         duration_s=measurement.duration_s,
         client=measurement.facts,
-        server=None,
-        thresholds=THRESHOLDS,
     )
+    validity = check_validity(evidence, THRESHOLDS)
     assert "no_success" in validity.reasons
     assert measurement.whole_run
     assert measurement.whole_run.client

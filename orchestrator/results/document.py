@@ -1,4 +1,4 @@
-"""The tables of outputs/README.md, made of the types in `records` and the codes in `validity`.
+"""The tables of outputs/README.md, made of the types in `records` and the rules in `validity`.
 
     python -m orchestrator.results.document outputs/README.md
 
@@ -35,7 +35,7 @@ from orchestrator.results.records import (
     WholeRun,
     keys,
 )
-from orchestrator.results.validity import INVALID_REASONS
+from orchestrator.results.validity import RULES
 
 TABLES: dict[str, type] = {
     "samples.parquet": Sample,
@@ -66,9 +66,10 @@ _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 def with_tables(text: str) -> str:
     """The page with every table as the types have it. Raises ValueError for a heading without a table."""
     tables = {heading: _of(record) for heading, record in TABLES.items()}
-    tables["Invalid reasons"] = _table(
-        ("code", "meaning"), [(f"`{code}`", each) for code, each in INVALID_REASONS.items()]
-    )
+    rules = [
+        (f"`{rule.code}`", rule.kind, f"`{rule.limit}`" if rule.limit else "fixed", rule.meaning) for rule in RULES
+    ]
+    tables["Invalid reasons"] = _table(("code", "kind", "limit", "meaning"), rules)
     for heading, table in tables.items():
         pattern = rf"^#+ {re.escape(heading)}\n(?:(?!#|\|).*\n)*"
         found = list(re.finditer(rf"{pattern}((?:\|.*\n)+)", text, re.MULTILINE))

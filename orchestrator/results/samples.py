@@ -10,7 +10,7 @@ Intervals and verdicts between arms are not here: see `analysis/stats.py`.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -88,7 +88,8 @@ def percentile(values: np.ndarray, p: float) -> float | None:
 
 def _unfinished(samples: pa.Table) -> np.ndarray:
     """Mask of the requests still in flight after the drain."""
-    return pc.fill_null(pc.equal(samples["error"], UNFINISHED), False).to_numpy()
+    mask: np.ndarray = pc.fill_null(pc.equal(samples["error"], UNFINISHED), False).to_numpy()
+    return mask
 
 
 def completed_at_s(samples: pa.Table) -> np.ndarray:
@@ -108,7 +109,8 @@ def in_window(completed: np.ndarray, duration_s: float) -> np.ndarray:
 
 def never_finished(samples: pa.Table, duration_s: float) -> np.ndarray:
     """Mask of the requests of the window that were still in flight after the drain."""
-    return _unfinished(samples) & (samples["sent_at_s"].to_numpy() < duration_s)
+    mask: np.ndarray = _unfinished(samples) & (samples["sent_at_s"].to_numpy() < duration_s)
+    return mask
 
 
 _PERCENTILES = {
@@ -141,19 +143,12 @@ def compute_metrics(samples: pa.Table, duration_s: float, slo: Mapping[str, floa
     num_successful = int(succeeded.sum())
     num_failed = int((inside | never_finished(samples, duration_s)).sum()) - num_successful
     total = num_successful + num_failed
-    metrics: dict[str, Any] = {
-        "num_successful": num_successful,
-        "num_failed": num_failed,
-        "error_ratio": num_failed / total if total else None,
-        "throughput_rps": num_successful / duration_s,
-        "goodput_rps": None,
-    }
+    figures: dict[str, float | None] = {}
     for side in ("input", "output"):
         tokens = samples[f"num_{side}_tokens"]
         told = tokens.null_count < len(tokens)
         num_tokens = pc.sum(tokens.filter(pa.array(succeeded)), min_count=0).as_py()
-        metrics[f"{side}_throughput_tok_per_s"] = num_tokens / duration_s if told else None
-
+        figures[f"{side}_throughput_tok_per_s"] = num_tokens / duration_s if told else None
     good = np.ones(num_successful, dtype=bool)
     judged = any(target is not None for target in slo.values())
     for prefix, labels in _PERCENTILES.items():
@@ -163,12 +158,17 @@ def compute_metrics(samples: pa.Table, duration_s: float, slo: Mapping[str, floa
         if target is not None:
             good &= ~(per_request > target) if prefix == "tpot" else per_request <= target
             judged &= len(values) > 0 or num_successful == 0
-        metrics[f"{prefix}_mean_ms"] = float(values.mean()) if len(values) else None
+        figures[f"{prefix}_mean_ms"] = float(values.mean()) if len(values) else None
         for label, p in labels.items():
-            metrics[f"{prefix}_{label}_ms"] = percentile(values, p)
-    if judged:
-        metrics["goodput_rps"] = int(good.sum()) / duration_s
-    return Metrics(**metrics)
+            figures[f"{prefix}_{label}_ms"] = percentile(values, p)
+    return Metrics(
+        num_successful=num_successful,
+        num_failed=num_failed,
+        error_ratio=num_failed / total if total else None,
+        throughput_rps=num_successful / duration_s,
+        goodput_rps=int(good.sum()) / duration_s if judged else None,
+        **figures,
+    )
 
 
 def whole_run(samples: pa.Table, duration_s: float, client: Mapping[str, float | int] | None = None) -> WholeRun:
@@ -180,22 +180,24 @@ def whole_run(samples: pa.Table, duration_s: float, client: Mapping[str, float |
     """
     short, long = (pc.fill_null(pc.starts_with(samples["error"], code), False) for code in (SHORT_REPLY, LONG_REPLY))
     completed = samples.filter(pc.or_(samples["ok"], pc.or_(short, long)))
-    figures: dict[str, Any] = {
-        "duration_s": duration_s,
-        "num_successful": len(completed),
-        "num_failed": len(samples) - len(completed),
-        "num_short": pc.sum(short, min_count=0).as_py(),
-        "throughput_rps": len(completed) / duration_s,
-    }
-    for side in ("input", "output"):
-        num_tokens = pc.sum(completed[f"num_{side}_tokens"], min_count=0).as_py()
-        figures[f"{side}_throughput_tok_per_s"] = num_tokens / duration_s
+    num_tokens = {side: pc.sum(completed[f"num_{side}_tokens"], min_count=0).as_py() for side in ("input", "output")}
+    times: dict[str, float | None] = {}
     for prefix in ("ttft", "tpot", "latency"):
         values = completed[f"{prefix}_ms"].drop_null().to_numpy()
         p50, p99 = np.percentile(values, (50, 99)).tolist() if len(values) else (None, None)
-        figures[f"{prefix}_mean_ms"] = float(values.mean()) if len(values) else None
-        figures[f"{prefix}_p50_ms"], figures[f"{prefix}_p99_ms"] = p50, p99
-    return WholeRun(**figures, client=client)
+        times[f"{prefix}_mean_ms"] = float(values.mean()) if len(values) else None
+        times[f"{prefix}_p50_ms"], times[f"{prefix}_p99_ms"] = p50, p99
+    return WholeRun(
+        duration_s=duration_s,
+        num_successful=len(completed),
+        num_failed=len(samples) - len(completed),
+        num_short=pc.sum(short, min_count=0).as_py(),
+        throughput_rps=len(completed) / duration_s,
+        input_throughput_tok_per_s=num_tokens["input"] / duration_s,
+        output_throughput_tok_per_s=num_tokens["output"] / duration_s,
+        client=client,
+        **times,
+    )
 
 
 _BUNCHED_TPOT_MS, _MAX_BUNCHED_RATIO = 0.05, 0.1  # nothing generates a token in this time
