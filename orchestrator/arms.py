@@ -10,6 +10,8 @@ from orchestrator import paths
 from orchestrator.application import digest, service_key
 from orchestrator.config import Config, levels_of
 from orchestrator.errors import ConfigError
+from orchestrator.load.base import LevelRule
+from orchestrator.load.ladder import Ladder
 from orchestrator.load.level import Level, Unit
 
 LEVEL_AXES = ("sweep.concurrency", "sweep.offered_rps")  # swept or listed, they make levels and not arms
@@ -47,6 +49,11 @@ class Arm:
     key: str  # identity of its service; equal keys share a service, but for the copies of an A/A comparison
     copy: int = 0
     hydra_dir: Path | None = None
+
+    @property
+    def rule(self) -> LevelRule:
+        """Which of its levels is measured next."""
+        return Ladder()
 
     @property
     def treatment(self) -> tuple[str, ...]:

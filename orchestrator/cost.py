@@ -1,10 +1,12 @@
 """How long a run will take and what it will cost: estimates before it, and what its services cost by the clock."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.clients.check import num_prompts
 from orchestrator.config import SDK_MAX_NODES, ClientKind, ClusterConfig, ClusterKind, Config
+from orchestrator.errors import ConfigError
 from orchestrator.load.level import Level
+from orchestrator.results.records import Span
 
 # Seen on 2 slow cores, and assumed for a cloud; only the estimates of duration and cost depend on them.
 _BRING_UP_S, _LLM_BRING_UP_S, _CLOUD_BRING_UP_S, TEAR_DOWN_S, _CLIENT_START_S = 20.0, 60.0, 600.0, 3.0, 3.0
@@ -45,6 +47,34 @@ def cost_usd(lives: Iterable[tuple[float, ClusterConfig]]) -> float | None:
     if not priced:
         return None
     return None if any(price is None for _, price in priced) else sum(s / 3600 * (price or 0) for s, price in priced)
+
+
+def spent_usd(timeline: Iterable[Span], clusters: Mapping[str, ClusterConfig]) -> float | None:
+    """What the services of this timeline have cost, by the declared prices; None where one is missing.
+
+    `clusters`: where each service ran, by its name in the timeline.
+    """
+    return cost_usd((span.end_s - span.start_s, clusters[span.name]) for span in timeline if span.what == "service")
+
+
+def check_limit(clusters: Sequence[ClusterConfig], estimate_usd: float | None, service_hours: float) -> None:
+    """Refuse what is likely to cost more than `cluster.max_cost_usd` of the first. Raises ConfigError."""
+    limit = clusters[0].max_cost_usd
+    if limit is None:
+        return
+    if not any(map(machines, clusters)):
+        raise ConfigError(
+            f"cluster.max_cost_usd={limit:g}, but nothing is rented: only machines of Anyscale have a price"
+        )
+    if estimate_usd is None:
+        raise ConfigError(
+            f"cluster.max_cost_usd={limit:g} cannot be held without a price of each machine: cluster.usd_per_hour"
+        )
+    if estimate_usd > limit:
+        raise ConfigError(
+            f"the run is estimated at {estimate_usd:.2f} USD ({service_hours:.1f} service hours), more than "
+            f"cluster.max_cost_usd={limit:g}"
+        )
 
 
 def hourly_usd(cluster: ClusterConfig) -> float | None:
