@@ -114,10 +114,10 @@ def _execute(jobs: "list[Job]", command: list[str]) -> int:
 
     first = jobs[0].config
     if first.resume is not None:
-        if len(command) != 1:
-            raise ConfigError("resume=outputs/<run> stands alone: the run's own configs are used")
+        if any(not word.lstrip("+").startswith(("resume=", "trust=")) for word in command):
+            raise ConfigError("resume=outputs/<run> stands alone (or with trust=): the run's own configs are used")
         paths = RunPaths(Path(first.resume))
-        plan = _reload(paths)
+        plan = _reload(paths, first.trusted)
         execute.preflight(plan, live=True)
         return _go(execute.Run(plan, paths, command), paths)
 
@@ -139,18 +139,18 @@ def _execute(jobs: "list[Job]", command: list[str]) -> int:
     return _go(execute.Run(plan, paths, command), paths)
 
 
-def _reload(paths: RunPaths) -> "Plan":
+def _reload(paths: RunPaths, trusted: list[str]) -> "Plan":
     """The plan of an earlier run. Raises ConfigError when it cannot be taken up again."""
     from orchestrator.application import service_key
     from orchestrator.cleanup import left_elsewhere
     from orchestrator.journal import recorded_plan
 
     try:
-        plan = recorded_plan(paths)
+        plan = recorded_plan(paths, trusted)
     except ConfigError as error:
         raise ConfigError(f"resume={paths.root}: not a run that can be taken up again: {error}") from error
     try:
-        left = [what for what, _ in left_elsewhere(paths)]
+        left = [what for what, _ in left_elsewhere(paths, trusted)]
     except ServiceError as error:
         raise ConfigError(f"resume={paths.root}: what it left running cannot be found out: {error}") from error
     if left:

@@ -11,6 +11,7 @@ from orchestrator.application import digest, service_key
 from orchestrator.config import Config
 from orchestrator.errors import ConfigError
 from orchestrator.kinds import target_of
+from orchestrator.load.base import LevelRule
 from orchestrator.load.level import Level, Unit
 
 LEVEL_AXES = ("sweep.concurrency", "sweep.offered_rps")  # swept or listed, they make levels and not arms
@@ -48,6 +49,11 @@ class Arm:
     key: str  # identity of its service; equal keys share a service, but for the copies of an A/A comparison
     copy: int = 0
     hydra_dir: Path | None = None
+
+    @property
+    def rule(self) -> LevelRule:
+        """Which of its levels is measured next."""
+        return self.config.sweep.load
 
     @property
     def treatment(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def _elsewhere(outputs: Path) -> Iterator[_Left]:
             yield f"{paths.root}: what it left cannot be found out: {error}", partial(str, error)
 
 
-def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
+def left_elsewhere(paths: RunPaths, trusted: Collection[str] = ()) -> Iterator[_Left]:
     """Services of a run that outlived it. Raises ConfigError or ServiceError when that cannot be found out."""
     with contextlib.suppress(
         OSError, ValueError, TypeError, KeyError
@@ -95,7 +95,7 @@ def left_elsewhere(paths: RunPaths) -> Iterator[_Left]:
         record = read_json(paths.run_json)  # and not as its type: of any version, these two say enough
         if record["status"] == "complete" and not record["errors"]:
             return  # whoever ends so has ended its services
-    plan = recorded_plan(paths)
+    plan = recorded_plan(paths, trusted)
     for arm in plan.arms:
         cluster = arm.config.cluster
         if not isinstance(cluster, SharedCluster):

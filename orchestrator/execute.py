@@ -11,17 +11,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator.clusters.base import Running, ServiceName, SharedCluster, changes, check_engines, healthy_snapshot
-from orchestrator.cost import cost_usd
-from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ConfigError, ServiceError, TrialError
-from orchestrator.journal import now, open_journal, planned_row, to_do
+from orchestrator.cost import check_limit, spent_usd
+from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ServiceError, TrialError
+from orchestrator.journal import now, open_journal, planned_row, reopen
+from orchestrator.judge import judge
 from orchestrator.observe.base import Period, is_here, observed_facts, observing
 from orchestrator.paths import RunPaths, set_aside
 from orchestrator.plan import Plan, Service, Trial, Wave, expected_load
 from orchestrator.process import Interrupted, uninterrupted
 from orchestrator.progress import Progress
-from orchestrator.results.records import FAILED, PLANNED, Metrics, ServerFacts, TrialRecord
-from orchestrator.results.samples import compute_metrics, read_samples, tokens_are_bunched
-from orchestrator.results.validity import Evidence, check_validity
+from orchestrator.results.records import FAILED, PLANNED, SummaryRow, TrialRecord
 
 
 def preflight(plan: Plan, live: bool) -> None:
@@ -32,25 +31,10 @@ def preflight(plan: Plan, live: bool) -> None:
     for arm in plan.arms:
         arm.config.client.check(arm.config, [expected_load(arm.config, level) for level in arm.levels])
         arm.config.cluster.check(arm.config)
-    _check_cost(plan)
+    check_limit([arm.config.cluster for arm in plan.arms], plan.cost_usd(), plan.service_hours)
     for arm in plan.arms if live else ():
         arm.config.client.check_live(arm.config, arm.config.cluster.startup_timeout_s)
         arm.config.cluster.check_live(arm.config)
-
-
-def _check_cost(plan: Plan) -> None:
-    limit, estimate = plan.arms[0].config.cluster.cost_limit_usd(), plan.cost_usd()
-    if limit is None:
-        return
-    if estimate is None:
-        raise ConfigError(
-            f"cluster.max_cost_usd={limit:g} cannot be held without a price of each machine: cluster.usd_per_hour"
-        )
-    if estimate > limit:
-        raise ConfigError(
-            f"the run is estimated at {estimate:.2f} USD ({plan.service_hours:.1f} service hours), more than "
-            f"cluster.max_cost_usd={limit:g}"
-        )
 
 
 def write_service_files(plan: Plan, paths: RunPaths) -> None:
@@ -70,7 +54,7 @@ def service_name(plan: Plan, paths: RunPaths, service: Service) -> ServiceName:
 
 
 class Run:
-    """One invocation: what is done, where it is written, what the exit code will be."""
+    """One invocation: what is up, what is measured, what the exit code will be."""
 
     def __init__(self, plan: Plan, paths: RunPaths, command: list[str]) -> None:
         self.plan = plan
@@ -80,23 +64,11 @@ class Run:
 
     def go(self) -> int:
         """Run every trial that has no valid result yet; returns the exit code, unless interrupted."""
-        todo = to_do(self.plan, self.journal)
-        for trial in todo:
-            self.journal.reopen(planned_row(trial, self.paths.run_id))
+        reopen(self.plan, self.journal)
         try:
-            with Progress(self.plan, len(todo)) as self._progress:
+            with Progress(self.plan, self.plan.num_left(self._known)) as self._progress:
                 for wave in self.plan.waves:
-                    trials = [trial for trial in wave.trials if trial in todo]
-                    if self._is_too_dear(trials):
-                        continue
-                    with ExitStack() as live:
-                        running = self._bring_up(wave, trials, live)
-                        measured = [trial for trial in trials if trial.service in running]
-                        for trial in measured:
-                            self._record_trial(trial, running[trial.service])
-                            if trial is not measured[-1]:
-                                with self.journal.timed("cool_down", f"{trial.arm.name}/{trial.id}"):
-                                    time.sleep(trial.arm.config.sweep.cooldown_s)
+                    self._go_through(wave)
         except Interrupted:
             for handle in [*self._begun]:  # the signal may have come on the way into a teardown
                 self._stop(handle)
@@ -106,13 +78,34 @@ class Run:
             self._finish("failed")
             raise
         states = [row.state for row in self.journal.rows]
-        assert len(states) == len(self.plan.trials), states
         assert PLANNED not in states, states
         if self.journal.errors or FAILED in states:
             self._finish("failed")
             return EXIT_FAILED
         self._finish("complete")
         return EXIT_OK if all(row.valid for row in self.journal.rows) else EXIT_INVALID
+
+    def _go_through(self, wave: Wave) -> None:
+        """Its trials from the start, past those that are done. Services come up only where one is left to measure."""
+        expected = wave.expected(self._known)
+        if expected and not self._is_too_dear(expected):
+            with ExitStack() as live:
+                running = self._bring_up(expected, live)
+                last: Trial | None = None
+                for trial in wave.steps(self._known, running):
+                    if self._known(trial) is not None:
+                        continue
+                    if last is not None:
+                        with self.journal.timed("cool_down", f"{last.arm.name}/{last.id}"):
+                            time.sleep(last.arm.config.sweep.cooldown_s)
+                    self._record_trial(trial, running[trial.service])
+                    last = trial
+        for replicate in wave.replicates:
+            if replicate.next(self._known) is None:
+                self.journal.end_block(replicate.arm.name, replicate.repeat)
+
+    def _known(self, trial: Trial) -> SummaryRow | None:
+        return self.journal.known(trial.arm.name, trial.id)
 
     @contextlib.contextmanager
     def _service(self, service: Service, directory: Path) -> Iterator[Running]:
@@ -142,19 +135,17 @@ class Run:
                 self.journal.errors.append(left)
                 self._progress.teardown_failed(left)
 
-    def _bring_up(self, wave: Wave, trials: list[Trial], live: ExitStack) -> dict[Service, Running]:
-        """The wave's services that have something to measure, side by side; one that fails takes its trials with it."""
+    def _bring_up(self, expected: list[Trial], live: ExitStack) -> dict[Service, Running]:
+        """The services of these trials, side by side; one that fails takes its trials with it."""
         started: dict[Service, tuple[Running, Path]] = {}
-        for service in wave.services:
-            if not any(trial.service is service for trial in trials):
-                continue
+        for service in dict.fromkeys(trial.service for trial in expected):
             directory = self.paths.service_dir(service.arms[0].name, service.repeats[0])
             set_aside(directory)
             directory.mkdir(parents=True)
             try:
                 started[service] = live.enter_context(self._service(service, directory)), directory
             except ServiceError as error:
-                self._record_no_service(service, trials, error, directory)
+                self._record_no_service(service, expected, error, directory)
         # Asked to end all at once, before each is waited for, whatever comes while they start.
         for handle, _ in started.values():
             live.callback(handle.begin_stop)
@@ -165,7 +156,7 @@ class Run:
                     handle.wait_ready()
             except ServiceError as error:
                 handle.begin_stop()
-                self._record_no_service(service, trials, error, directory)
+                self._record_no_service(service, expected, error, directory)
                 continue
             running[service] = handle
             effective = self.journal.read_back(directory, service.arms[0].key, handle.effective)
@@ -174,21 +165,27 @@ class Run:
                 self._progress.warning(warning)
         return running
 
-    def _record_no_service(self, service: Service, trials: list[Trial], error: ServiceError, log: Path) -> None:
-        waiting = [trial for trial in trials if trial.service is service]
+    def _record_no_service(self, service: Service, expected: list[Trial], error: ServiceError, log: Path) -> None:
+        waiting = [trial for trial in expected if trial.service is service]
         self._progress.service_failed(service, str(error), len(waiting))
-        for trial in waiting:
-            self._record_failure(trial, "service", str(error), log)
+        self._record_not_begun(waiting, str(error), log)
+
+    def _record_not_begun(self, trials: list[Trial], error: str, log: Path) -> None:
+        for trial in trials:
+            self._begin(trial)
+            self.journal.fail(trial.arm.name, trial.id, "service", error, log)
+
+    def _begin(self, trial: Trial) -> Path:
+        return self.journal.begin_trial(planned_row(trial.arm, trial.level, trial.repeat, self.paths.run_id))
 
     def _record_trial(self, trial: Trial, running: Running) -> None:
-        directory = self.paths.trial_dir(trial.arm.name, trial.level.name, trial.repeat)
-        directory.mkdir(parents=True)
+        directory = self._begin(trial)
         try:
             with self.journal.timed("trial", f"{trial.arm.name}/{trial.id}"):
                 record = self._measure(trial, running, directory)
         except (TrialError, ServiceError) as error:
             self._progress.trial_failed(trial, str(error))
-            self._record_failure(trial, "trial", str(error), directory)
+            self.journal.fail(trial.arm.name, trial.id, "trial", str(error), directory)
         else:
             row = self.journal.record(record)
             self._progress.trial_done(trial, row, record.invalid_details)
@@ -196,7 +193,7 @@ class Run:
 
     def _measure(self, trial: Trial, running: Running, directory: Path) -> TrialRecord:
         """Drive one level and judge it. Raises TrialError or ServiceError."""
-        config, sweep = trial.arm.config, trial.arm.config.sweep
+        config = trial.arm.config
         before = healthy_snapshot(running)
         distance_ms = running.round_trip_ms()
         load = dataclasses.replace(expected_load(config, trial.level), urls=running.urls, token=running.token)
@@ -205,81 +202,34 @@ class Run:
             measured = config.client.run(load, directory, lambda live: self._progress.live(trial, live))
         window_end_s = measured.window_start_s + measured.duration_s
         observed = observed_facts(recordings, Period(measured.window_start_s, window_end_s))
-        facts, duration_s, whole_run = measured.facts, measured.duration_s, measured.whole_run
         after = running.snapshot()
         server = None
         if before is not None and after is not None:
             check_engines(before, after)
             server = changes(before, after)
-        samples = read_samples(directory / "samples.parquet")
-        metrics = compute_metrics(samples, duration_s, dataclasses.asdict(config.slo))
-        evidence = Evidence(
-            samples=samples,
-            metrics=metrics,
-            concurrency=trial.level.concurrency,
-            duration_s=duration_s,
-            client=facts,
-            server=server or ServerFacts(),
-        )
-        validity = check_validity(evidence, dataclasses.asdict(config.validity))
-        return TrialRecord(
-            trial_id=trial.id,
-            run_id=self.paths.run_id,
-            arm=trial.arm.name,
-            repeat=trial.repeat,
-            level=trial.level.name,
-            load_mode=trial.level.load_mode,
-            concurrency=trial.level.concurrency,
-            offered_rps=trial.level.offered_rps,
-            service_key=trial.arm.key,
+        return judge(
+            trial,
+            self.paths.run_id,
+            directory / "samples.parquet",
+            measured,
             started_at=started_at,
-            finished_at=now(),
-            duration_s=duration_s,
-            # A client that counts requests has no such times: its window lies where all its clients are busy.
-            warmup_s=0.0 if whole_run else sweep.warmup_s,
-            ramp_up_s=0.0 if whole_run else sweep.ramp_up_s,
-            drain_s=None if whole_run else sweep.drain_s,
-            client=facts,
             server=server,
             observed=observed,
             round_trip_ms=distance_ms,
-            metrics=metrics,
-            whole_run=whole_run,
-            valid=validity.valid,
-            invalid_reasons=validity.reasons,
-            invalid_details=validity.details,
-            unchecked=validity.unchecked,
-            notes=[
-                *(["colocated_client"] if is_here(running.urls) else []),
-                *(["far_client"] if _is_far(distance_ms, metrics) else []),
-                *(["bunched_tokens"] if tokens_are_bunched(samples, duration_s) else []),
-            ],
+            colocated=is_here(running.urls),
         )
-
-    def _record_failure(self, trial: Trial, stage: str, error: str, log: Path) -> None:
-        self.journal.fail(trial.arm.name, trial.id, stage, error, log)
 
     def _finish(self, status: str) -> None:
         self.journal.finish(status, self._cost_usd())
 
     def _cost_usd(self) -> float | None:
-        """Of the services' lives so far, by the declared prices; None where one is missing."""
-        clusters = {each.label: each.config.cluster for each in self.plan.services}
-        lives = [span for span in self.journal.timeline if span.what == "service"]
-        return cost_usd((span.end_s - span.start_s, clusters[span.name]) for span in lives)
+        return spent_usd(self.journal.timeline, {each.label: each.config.cluster for each in self.plan.services})
 
-    def _is_too_dear(self, trials: list[Trial]) -> bool:
+    def _is_too_dear(self, expected: list[Trial]) -> bool:
         """Whether the services so far, which may have taken longer than estimated, have used up `max_cost_usd`."""
         limit, cost = self.plan.arms[0].config.cluster.cost_limit_usd(), self._cost_usd()
         if limit is None or cost is None or cost < limit:
             return False
-        for trial in trials:
-            text = f"not begun: the run has cost about {cost:.2f} USD, cluster.max_cost_usd={limit:g}"
-            self._record_failure(trial, "service", text, self.paths.root)
+        text = f"not begun: the run has cost about {cost:.2f} USD, cluster.max_cost_usd={limit:g}"
+        self._record_not_begun(expected, text, self.paths.root)
         return True
-
-
-def _is_far(distance_ms: float | None, metrics: Metrics) -> bool:
-    """Whether at least half of what a request takes is the way there and back."""
-    latency_ms = metrics.latency_p50_ms
-    return distance_ms is not None and latency_ms is not None and distance_ms > latency_ms / 2

@@ -23,13 +23,13 @@ from orchestrator.arms import Arm, primary_cells
 from orchestrator.config import parse
 from orchestrator.errors import ConfigError
 from orchestrator.load.level import Level
-from orchestrator.paths import RunPaths, set_aside
-from orchestrator.plan import Plan, Trial, plan_arms
+from orchestrator.paths import RunPaths, set_aside, trial_id
+from orchestrator.plan import Plan, plan_arms
 from orchestrator.process import claim
 from orchestrator.provenance import collect
 from orchestrator.results.records import (
-    COMPLETE,
     FAILED,
+    PLANNED,
     Declaration,
     Effective,
     Failure,
@@ -67,6 +67,7 @@ class Journal:
         self.timeline: list[Span] = []
         self._claim = claim(paths.root)
         self._started_at_s = time.monotonic()
+        self._planned: dict[_Key, SummaryRow] = {}  # what is known of them beforehand
         self._rows: dict[_Key, SummaryRow] = {}
 
     def begin(self, run: RunRecord) -> None:
@@ -81,26 +82,48 @@ class Journal:
         self.run = dataclasses.replace(earlier, status="running", finished_at=None, resumed=resumed)
 
     def expect(self, planned: Iterable[SummaryRow]) -> None:
-        """Add trials, in planned order; those that are done take their row from their own record."""
+        """Add trials that are not there yet, in this order. Those that are on record take their row from there."""
         for row in planned:
-            self._rows[row.arm, row.trial_id] = row
+            key = row.arm, row.trial_id
+            if key in self._planned:
+                continue
+            self._planned[key] = self._rows[key] = row
             if self._trial_json(row).exists():
                 self._load(row)
+            elif self._failure_json(row).exists():
+                self._rows[key] = dataclasses.replace(row, state=FAILED)
 
     @property
     def rows(self) -> list[SummaryRow]:
         """Summary rows in planned order."""
         return list(self._rows.values())
 
-    def done(self, arm: str, trial_id: str) -> SummaryRow | None:
-        """The row of a complete trial; None for one that is planned or failed."""
-        row = self._rows[arm, trial_id]
-        return row if row.state == COMPLETE else None
+    def known(self, arm: str, trial_id: str) -> SummaryRow | None:
+        """The row of a trial that is complete or has failed, else None."""
+        row = self._rows.get((arm, trial_id))
+        return None if row is None or row.state == PLANNED else row
 
-    def reopen(self, planned: SummaryRow) -> None:
-        """Put an earlier attempt at this trial aside, if there was one, for it is measured again."""
-        if set_aside(self._trial_json(planned).parent):
-            self._rows[planned.arm, planned.trial_id] = planned
+    def reopen(self, row: SummaryRow) -> None:
+        """Put this attempt at a trial aside, for it is measured again."""
+        set_aside(self._trial_json(row).parent)
+        key = row.arm, row.trial_id
+        self._rows[key] = self._planned[key]
+
+    def begin_trial(self, planned: SummaryRow) -> Path:
+        """Its directory, empty: whatever lies there was cut off, and is put aside."""
+        self.expect([planned])
+        directory = self._trial_json(planned).parent
+        set_aside(directory)
+        directory.mkdir(parents=True)
+        return directory
+
+    def end_block(self, arm: str, repeat: int) -> None:
+        """An arm is done in a block: what it was not asked for there leaves the summary."""
+        over = [row for row in self.rows if (row.arm, row.repeat, row.state) == (arm, repeat, PLANNED)]
+        for row in over:
+            del self._rows[row.arm, row.trial_id], self._planned[row.arm, row.trial_id]
+        if over:
+            self.save_summary()
 
     def record(self, trial: TrialRecord) -> SummaryRow:
         """Write `trial.json`, by which the trial is complete; returns its row."""
@@ -114,7 +137,7 @@ class Journal:
     def fail(self, arm: str, trial_id: str, stage: str, error: str, log: Path) -> None:
         """Write `failure.json`; `stage` and `error` as there, `log` below the run directory."""
         row = self._rows[arm, trial_id]
-        path = self._trial_json(row).with_name("failure.json")
+        path = self._failure_json(row)
         path.parent.mkdir(parents=True, exist_ok=True)
         where = str(log.relative_to(self.paths.root))
         failure = Failure(trial_id=trial_id, arm=arm, repeat=row.repeat, stage=stage, error=error, log=where)
@@ -166,6 +189,9 @@ class Journal:
         level, _, _ = row.trial_id.rpartition("-r")
         return self.paths.trial_json(row.arm, level, row.repeat)
 
+    def _failure_json(self, row: SummaryRow) -> Path:
+        return self._trial_json(row).with_name("failure.json")
+
     def _load(self, row: SummaryRow) -> None:
         self._rows[row.arm, row.trial_id] = row.completed(read(TrialRecord, self._trial_json(row)))
 
@@ -185,44 +211,50 @@ def open_journal(plan: Plan, paths: RunPaths, command: Sequence[str]) -> Journal
         journal.resume(collect())
     else:
         journal.begin(_run_record(plan, paths.run_id, command))
-    journal.expect(planned_row(trial, paths.run_id) for trial in plan.trials)
+    journal.expect(planned_row(trial.arm, trial.level, trial.repeat, paths.run_id) for trial in plan.trials)
+    # Rules may have asked for levels that are not listed.
+    for arm in plan.arms:
+        for level, repeat in paths.begun(arm.name):
+            if any(ending(arm.name, level, repeat).exists() for ending in (paths.trial_json, paths.failure_json)):
+                journal.expect([planned_row(arm, Level.parse(level), repeat, paths.run_id)])
     journal.save()
     return journal
 
 
-def to_do(plan: Plan, journal: Journal) -> set[Trial]:
-    """Trials without a valid result, and what they are compared with in the same block.
+def reopen(plan: Plan, journal: Journal) -> None:
+    """Put aside what is measured again: trials that failed or are INVALID, and what they are compared with.
 
-    A ratio is of two points measured under the same conditions: had only one of them been measured again, an
-    hour later, whatever has drifted since would be part of it.
+    A ratio is of two points of one block, measured under the same conditions: had only one of them been measured
+    again, an hour later, whatever has drifted since would be part of it.
     """
+    other_axes = {arm.name: arm.other_axes for arm in plan.arms}
 
-    def place(trial: Trial) -> tuple[object, ...]:
-        return trial.arm.other_axes, trial.repeat, trial.level
+    def place(row: SummaryRow) -> tuple[object, ...]:
+        return other_axes[row.arm], row.repeat, row.concurrency, row.offered_rps
 
-    def is_open(trial: Trial) -> bool:
-        row = journal.done(trial.arm.name, trial.id)
-        return row is None or not row.valid
+    known = [row for row in journal.rows if row.state != PLANNED]
+    bad = [row for row in known if not row.valid]
+    places = {place(row) for row in bad}
+    # Those that call for it come last: cut off in between, the next resume still finds them.
+    for row in [*(row for row in known if row.valid and place(row) in places), *bad]:
+        journal.reopen(row)
 
-    open_places = {place(trial) for trial in plan.trials if is_open(trial)}
-    return {trial for trial in plan.trials if place(trial) in open_places}
 
-
-def planned_row(trial: Trial, run_id: str) -> SummaryRow:
+def planned_row(arm: Arm, level: Level, repeat: int, run_id: str) -> SummaryRow:
     """What is known of a trial beforehand."""
-    arm, config = trial.arm, trial.arm.config
+    config = arm.config
     return SummaryRow(
         run_id=run_id,
         arm=arm.name,
-        trial_id=trial.id,
-        repeat=trial.repeat,
+        trial_id=trial_id(level.name, repeat),
+        repeat=repeat,
         workload=config.workload.name,
         profile=config.profile.name,
         cluster=config.cluster.name,
         service_key=arm.key,
-        load_mode=trial.level.load_mode,
-        concurrency=trial.level.concurrency,
-        offered_rps=trial.level.offered_rps,
+        load_mode=level.load_mode,
+        concurrency=level.concurrency,
+        offered_rps=level.offered_rps,
         duration_s=config.sweep.duration_s,
         num_replicas=config.workload.num_replicas,
         swept={axis: value for axis, value in arm.axes.items() if axis not in _AXES_WITH_A_COLUMN},

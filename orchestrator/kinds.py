@@ -68,8 +68,8 @@ def checked(key: str, section: type[T], values: Mapping[str, Any]) -> T:
 def named(key: str, values: Any, base: type[T], trusted: Collection[str] | None = None) -> T:
     """The object of the class that `values` name by `_target_`, a subclass of `base`.
 
-    `trusted`: the values come from a record, so beside `OURS` only modules of this collection are imported; None: they
-    come from the user. Raises ConfigError.
+    `trusted`: the values come from a record, so beside `OURS` only modules and packages of this collection are
+    imported; None: they come from the user. Raises ConfigError.
     """
     if not isinstance(values, Mapping) or not isinstance(values.get(TARGET), str):
         raise ConfigError(
@@ -77,10 +77,14 @@ def named(key: str, values: Any, base: type[T], trusted: Collection[str] | None 
         )
     target: str = values[TARGET]
     module_name, _, class_name = target.rpartition(".")
-    if trusted is not None and target not in OURS and module_name not in trusted:
+    if (
+        trusted is not None
+        and target not in OURS
+        and not any(f"{module_name}.".startswith(f"{each}.") for each in trusted)
+    ):
         raise ConfigError(
-            f"{key}.{TARGET}={target} in the run's record is code that is not ours; to run it, name its module: "
-            f"trust={module_name}"
+            f"{key}.{TARGET}={target} in the run's record is code that is not ours; to run it, name its module or "
+            f"package: trust={module_name}"
         )
     kind = getattr(_imported(f"{key}.{TARGET}={target}", module_name), class_name, None)
     if not (inspect.isclass(kind) and issubclass(kind, base) and dataclasses.is_dataclass(kind)) or kind is base:

@@ -97,6 +97,12 @@ class RunPaths:
     def trial_dir(self, arm: str, level: str, repeat: int) -> Path:
         return self.arm_dir(arm) / "trials" / trial_id(level, repeat)
 
+    def begun(self, arm: str) -> list[tuple[str, int]]:
+        """Level and repeat of every trial that has a directory; earlier attempts are left out."""
+        names = sorted(path.name for path in (self.arm_dir(arm) / "trials").glob("*"))
+        found = (re.fullmatch(r"(.+)-r(\d+)", name) for name in names)
+        return [(match[1], int(match[2])) for match in found if match]
+
     def trial_json(self, arm: str, level: str, repeat: int) -> Path:
         """Written last: present = complete."""
         return self.trial_dir(arm, level, repeat) / "trial.json"

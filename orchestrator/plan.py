@@ -2,21 +2,29 @@
 
 Repeats turn arms into blocks; a block's services are brought up wave by wave. The order of arms inside a block is
 shuffled with a recorded seed, so a drifting machine cannot favour one arm.
+
+Levels are asked for, one after the other: what comes next may depend on what was measured before, and on nothing
+else. So a run that was cut off goes on by walking the same steps again from the start, past what is on record.
 """
 
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import TypeVar
 
 from orchestrator.arms import Arm, Job, comparisons, make_arms, primary_cells
 from orchestrator.clients.base import Load, Window
 from orchestrator.config import Config
 from orchestrator.cost import TEAR_DOWN_S, cost_usd
 from orchestrator.errors import ConfigError
+from orchestrator.load.base import Measured
 from orchestrator.load.level import Level
 from orchestrator.paths import trial_id
+from orchestrator.results.records import SummaryRow
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +43,7 @@ class Service:
         return f"{self.arms[0].name} r{self.repeats[0]}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Trial:
     """One measurement: a service at a level."""
 
@@ -49,18 +57,114 @@ class Trial:
         return trial_id(self.level.name, self.repeat)
 
 
+Known = Callable[[Trial], SummaryRow | None]  # a trial's row once it was measured or has failed, else None
+
+
+@dataclass(frozen=True, eq=False)
+class Replicate:
+    """One arm in one block: its levels are asked for by what it did itself, in this block."""
+
+    service: Service
+    arm: Arm
+    repeat: int
+
+    @property
+    def listed(self) -> list[Trial]:
+        """At the levels that are known beforehand."""
+        return [Trial(self.service, self.arm, self.repeat, level) for level in self.arm.levels]
+
+    @property
+    def num_trials(self) -> int:
+        """At most."""
+        return self.arm.rule.most(self.arm.levels)
+
+    @property
+    def duration_s(self) -> float:
+        """Estimate in seconds: a level that is not listed takes as long as those that are."""
+        listed_s = sum(_trial_s(self.arm.config, level) for level in self.arm.levels)
+        return listed_s * self.num_trials / len(self.arm.levels)
+
+    def steps(self, known: Known) -> Iterator[Trial]:
+        """What the arm's rule asks for, from the start. A trial must be known before the next is asked for.
+
+        Raises ConfigError when the rule asks for a level again.
+        """
+        done: list[Measured] = []
+        while (level := self.arm.rule.next(self.arm.levels, done)) is not None:
+            trial = Trial(self.service, self.arm, self.repeat, level)
+            if level in [each.level for each in done]:
+                rule, levels = type(self.arm.rule).__name__, ", ".join(each.level.text for each in done)
+                raise ConfigError(f"{rule} asks {self.arm.name} for {level.text} again, after {levels}")
+            yield trial
+            row = known(trial)
+            assert row is not None, f"{self.arm.name}/{trial.id} was asked for and not measured"
+            done.append(Measured(level, row))
+
+    def next(self, known: Known) -> Trial | None:
+        """The first that is not known; None: this arm is done in this block."""
+        return next((trial for trial in self.steps(known) if known(trial) is None), None)
+
+    def expected(self, known: Known) -> list[Trial]:
+        """What is to be measured as far as that can be said now: the next, and the listed ones. Empty: nothing."""
+        following = self.next(known)
+        if following is None:
+            return []
+        return list(dict.fromkeys([*(trial for trial in self.listed if known(trial) is None), following]))
+
+    def num_left(self, known: Known) -> int:
+        """How many trials are still to be measured, at most."""
+        if self.next(known) is None:
+            return 0
+        done = [*itertools.takewhile(known, self.steps(known)), *filter(known, self.listed)]
+        return max(1, self.num_trials - len(set(done)))
+
+
 @dataclass(frozen=True, eq=False)
 class Wave:
-    """Services that live at the same time, and their trials in the order of measurement."""
+    """Services that live at the same time."""
 
     services: tuple[Service, ...]
-    trials: tuple[Trial, ...]
+
+    @property
+    def blocks(self) -> list[list[Replicate]]:
+        """Block by block, the arms in the order in which they take turns."""
+        return [
+            [
+                Replicate(service, arm, repeat)
+                for service in self.services
+                if repeat in service.repeats
+                for arm in service.arms
+            ]
+            for repeat in sorted({repeat for service in self.services for repeat in service.repeats})
+        ]
+
+    @property
+    def replicates(self) -> list[Replicate]:
+        return [replicate for block in self.blocks for replicate in block]
+
+    @property
+    def trials(self) -> list[Trial]:
+        """At the levels that are known beforehand, in the order of measurement."""
+        return [trial for block in self.blocks for trial in _taking_turns(each.listed for each in block)]
 
     @property
     def duration_s(self) -> float:
         """Estimate in seconds; services come up side by side."""
         up_s = max(service.config.cluster.bring_up_s(service.config) for service in self.services)
-        return sum(_trial_s(trial.arm.config, trial.level) for trial in self.trials) + up_s + TEAR_DOWN_S
+        return sum(each.duration_s for each in self.replicates) + up_s + TEAR_DOWN_S
+
+    def steps(self, known: Known, services: Collection[Service]) -> Iterator[Trial]:
+        """The trials of these services in the order of measurement, from the start; those that are known included.
+
+        One at a time, block by block, and in a block the arms take turns. Each is asked for its next level when its
+        turn comes, so a trial must be known before the step after it is taken.
+        """
+        for block in self.blocks:
+            yield from _taking_turns(each.steps(known) for each in block if each.service in services)
+
+    def expected(self, known: Known) -> list[Trial]:
+        """What is to be measured as far as that can be said now; empty: the wave needs no service."""
+        return [trial for each in self.replicates for trial in each.expected(known)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +178,18 @@ class Plan:
         return [service for wave in self.waves for service in wave.services]
 
     @property
+    def replicates(self) -> list[Replicate]:
+        return [replicate for wave in self.waves for replicate in wave.replicates]
+
+    @property
     def trials(self) -> list[Trial]:
+        """At the levels that are known beforehand, in the order of measurement."""
         return [trial for wave in self.waves for trial in wave.trials]
+
+    @property
+    def num_trials(self) -> int:
+        """At most."""
+        return sum(each.num_trials for each in self.replicates)
 
     @property
     def duration_s(self) -> float:
@@ -91,6 +205,10 @@ class Plan:
         """Estimate from the declared prices; None where one is missing."""
         lives = [(wave.duration_s, service.config.cluster) for wave in self.waves for service in wave.services]
         return cost_usd(lives)
+
+    def num_left(self, known: Known) -> int:
+        """How many trials are still to be measured, at most."""
+        return sum(each.num_left(known) for each in self.replicates)
 
 
 def make_plan(jobs: Sequence[Job], seed: int) -> Plan:
@@ -115,7 +233,9 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
     primary_cells(arms)  # refuses what cannot be compared
     first = arms[0].config
     blocks = _blocks(arms, first.sweep.repeats, first.cluster.redeploy, random.Random(seed))
-    waves = [_wave(services) for services in _chunks(blocks, first.cluster.max_live_services, first.cluster.redeploy)]
+    waves = [
+        Wave(tuple(services)) for services in _chunks(blocks, first.cluster.max_live_services, first.cluster.redeploy)
+    ]
     plan = Plan(tuple(arms), tuple(waves), seed)
     planned = sum(len(arm.levels) for arm in arms) * first.sweep.repeats
     assert len(plan.trials) == planned, (len(plan.trials), planned)
@@ -168,13 +288,14 @@ def _chunks(blocks: list[list[Service]], max_live: int, redeploy: str) -> Iterab
         yield from (services[start : start + max_live] for start in range(0, len(services), max_live))
 
 
-def _wave(services: list[Service]) -> Wave:
-    """One trial at a time; repeat by repeat, and arms interleaved level by level."""
-    trials = []
-    for repeat in sorted({repeat for service in services for repeat in service.repeats}):
-        pairs = [(service, arm) for service in services if repeat in service.repeats for arm in service.arms]
-        by_level = itertools.zip_longest(
-            *([Trial(service, arm, repeat, level) for level in arm.levels] for service, arm in pairs)
-        )
-        trials += [trial for row in by_level for trial in row if trial is not None]
-    return Wave(tuple(services), tuple(trials))
+def _taking_turns(each: Iterable[Iterable[_T]]) -> Iterator[_T]:
+    """One of each in turn, until all have ended. The next of one is asked for when its turn comes, and no sooner."""
+    waiting = [iter(one) for one in each]
+    while waiting:
+        for one in [*waiting]:
+            try:
+                found = next(one)
+            except StopIteration:
+                waiting.remove(one)
+            else:
+                yield found

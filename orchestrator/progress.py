@@ -55,7 +55,7 @@ class Progress:
         self._plan = plan
         self._num_trials = num_trials
         self._num_done = 0
-        self._ends_at = time.monotonic() + plan.duration_s * num_trials / max(1, len(plan.trials))
+        self._ends_at = time.monotonic() + plan.duration_s * num_trials / max(1, plan.num_trials)
         self._service_started_at: dict[Service, float] = {}
         self._status: Status | None = console.status("planning") if console.is_terminal else None
 
@@ -143,7 +143,7 @@ def print_plan(plan: Plan) -> None:
         line("\nA workload without Ray Serve has no flags: it is measured once, whatever profiles are swept.")
     repeats = plan.arms[0].config.sweep.repeats
     line(
-        f"\n{len(plan.arms)} arms x {repeats} repeats: {len(plan.services)} services, {len(plan.trials)} trials, "
+        f"\n{len(plan.arms)} arms x {repeats} repeats: {len(plan.services)} services, {plan.num_trials} trials, "
         f"about {_duration(plan.duration_s)} (seed {plan.seed})"
     )
     if rented := dict.fromkeys(

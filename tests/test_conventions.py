@@ -25,8 +25,8 @@ LAYERS = [
     ("process", "composition"),
     ("child",),
     ("kinds",),
-    ("load",),
     ("results",),
+    ("load",),
     ("sections",),
     ("clusters.base", "clusters.flags", "clients.base", "observe"),
     ("results.document",),  # tells of what observers record
@@ -37,6 +37,7 @@ LAYERS = [
     ("cost",),
     ("plan",),
     ("journal",),
+    ("judge",),
     ("progress",),
     ("execute",),
     ("cleanup",),

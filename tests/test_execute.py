@@ -22,7 +22,7 @@ from orchestrator.clients.locust import Locust
 from orchestrator.clusters.base import changes
 from orchestrator.clusters.local import Local
 from orchestrator.errors import EXIT_FAILED, ServiceError
-from orchestrator.journal import open_journal, recorded_plan, to_do
+from orchestrator.journal import Journal, open_journal, recorded_plan, reopen
 from orchestrator.load.level import Level
 from orchestrator.observe.base import Observer, Period
 from orchestrator.paths import RunPaths
@@ -110,6 +110,10 @@ def press_ctrl_c(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def measure_nothing(run: execute.Run, trial: Trial, _running: object) -> None:
+    run.journal.fail(trial.arm.name, trial.id, "trial", "not measured", run.paths.root)
+
+
 @pytest.fixture
 def stubborn_run(tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch) -> execute.Run:
     """Of two services that are up at the same time."""
@@ -126,7 +130,7 @@ def test_interrupt_survives_teardowns_that_fail(
     stubborn_run: execute.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: str, left: list[int]
 ) -> None:
     monkeypatch.setattr(Stubborn, "interrupts", interrupts)
-    action = press_ctrl_c if interrupts == "load" else lambda *_: None
+    action = press_ctrl_c if interrupts == "load" else measure_nothing
     monkeypatch.setattr(execute.Run, "_record_trial", action)
     with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
@@ -138,7 +142,7 @@ def test_interrupt_survives_teardowns_that_fail(
 def test_an_interrupt_on_the_way_into_a_teardown_skips_none(
     stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute.Run, "_record_trial", lambda *_: None)
+    monkeypatch.setattr(execute.Run, "_record_trial", measure_nothing)
     monkeypatch.setattr(Progress, "stopping", press_ctrl_c)
     with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
@@ -146,10 +150,7 @@ def test_an_interrupt_on_the_way_into_a_teardown_skips_none(
 
 
 def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(run: execute.Run, trial: Trial, _running: object) -> None:
-        run._record_failure(trial, "trial", "not measured", run.paths.root)
-
-    monkeypatch.setattr(execute.Run, "_record_trial", fail)
+    monkeypatch.setattr(execute.Run, "_record_trial", measure_nothing)
     assert stubborn_run.go() == EXIT_FAILED
     assert stubborn_run.journal.errors == ["service 2 would not end", "service 1 would not end"]
 
@@ -192,19 +193,45 @@ def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_pa
         for profile in ("baseline", "grpc")
     ]
     plan = make_plan(jobs, 0)
-    journal = open_journal(plan, RunPaths(tmp_path), [])
+    paths = RunPaths(tmp_path)
 
-    def again() -> list[tuple[str, str]]:
-        return sorted((trial.arm.name, trial.id) for trial in to_do(plan, journal))
+    def open_again() -> tuple[Journal, list[tuple[str, str]]]:
+        journal = open_journal(plan, paths, [])
+        reopen(plan, journal)
+        return journal, sorted((row.arm, row.trial_id) for row in journal.rows if row.state == "planned")
 
-    assert len(again()) == 8
+    journal, todo = open_again()
+    assert len(todo) == 8
     for row in journal.rows:
-        if (row.arm, row.trial_id) != ("baseline", "c0002-r0"):
+        if (row.arm, row.trial_id) == ("baseline", "c0002-r1"):
+            journal.fail(row.arm, row.trial_id, "trial", "no luck", tmp_path)
+        elif (row.arm, row.trial_id) != ("baseline", "c0002-r0"):
             journal.record(trial_record(row, valid=(row.arm, row.trial_id) != ("grpc", "c0004-r1")))
-    assert again() == [(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0002-r0", "c0004-r1")]
+    journal.close()
+    journal, todo = open_again()
+    both = [(arm, trial) for arm in ("baseline", "grpc") for trial in ("c0002-r1", "c0004-r1")]
+    # One that was never measured is, and what it is compared with stays: a run that was cut off just goes on.
+    assert todo == sorted([*both, ("baseline", "c0002-r0")])
+    assert all(paths.trial_dir(arm, trial[:5], 1).with_name(f"{trial}.attempt1").is_dir() for arm, trial in both)
     for row in journal.rows:
         journal.record(trial_record(row))
-    assert again() == []
+    journal.close()
+    assert open_again()[1] == []
+
+
+def test_what_calls_for_another_measurement_is_put_aside_last(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, the next resume would take the other arm's point for a good one."""
+    jobs = [Job(compose(f"profile={each}", "sweep=quick"), {"profile": each}, each) for each in ("baseline", "grpc")]
+    plan = make_plan(jobs, 0)
+    journal = open_journal(plan, RunPaths(tmp_path), [])
+    for row in journal.rows:
+        journal.record(trial_record(row, valid=row.arm != "baseline" or row.repeat != 1))
+    order: list[str] = []
+    monkeypatch.setattr(Journal, "reopen", lambda _, row: order.append(row.arm))
+    reopen(plan, journal)
+    assert order == ["grpc"] * 3 + ["baseline"] * 3
 
 
 def answering(*_: Any) -> Any:

@@ -1,16 +1,25 @@
 """Which arms, services and trials come of which jobs, in which order?"""
 
+import dataclasses
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from orchestrator.application import service_key
 from orchestrator.arms import Arm, Job, primary_cells
+from orchestrator.config import Config, Redeploy
 from orchestrator.errors import ConfigError
+from orchestrator.load.base import LevelRule, Measured
 from orchestrator.load.level import Level
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan import Plan, Trial, Wave, make_plan, plan_arms
+from orchestrator.results.records import SummaryRow
 from tests.conftest import Compose
+from tests.runs import planned_row
 
 
 def jobs(compose: Compose, *each: Sequence[str]) -> list[Job]:
@@ -261,3 +270,215 @@ def test_what_is_judged_is_chosen(compose: Compose) -> None:
     ):
         with pytest.raises(ConfigError, match=f"compare.figure={figure} {says}"):
             make_plan(jobs(compose, [*load, f"compare.figure={figure}"]), 0)
+
+
+# ---- Steps ----
+
+
+def walk(plan: Plan, known: dict[Trial, SummaryRow], measure: Callable[[Trial], SummaryRow], limit: int) -> list[Trial]:
+    """As a run does: at most `limit` trials, which are added to what is known. Returns them."""
+    measured: list[Trial] = []
+    for wave in plan.waves:
+        needed = {trial.service for trial in wave.expected(known.get)}
+        for trial in wave.steps(known.get, needed):
+            if trial not in known:
+                if len(measured) == limit:
+                    return measured
+                known[trial] = measure(trial)
+                measured.append(trial)
+        assert wave.expected(known.get) == []
+    return measured
+
+
+def of_latency(latency_ms: Callable[[Trial], float]) -> Callable[[Trial], SummaryRow]:
+    return lambda trial: planned_row(state="complete", valid=True, latency_p99_ms=latency_ms(trial))
+
+
+def listed_order(wave: Wave) -> list[tuple[str, int, Level]]:
+    """What the order was before levels were asked for: repeat by repeat, arms interleaved level by level."""
+    order: list[tuple[str, int, Level]] = []
+    for repeat in sorted({repeat for service in wave.services for repeat in service.repeats}):
+        pairs = [(service, arm) for service in wave.services if repeat in service.repeats for arm in service.arms]
+        by_level = itertools.zip_longest(*([(arm.name, repeat, level) for level in arm.levels] for _, arm in pairs))
+        order += [place for row in by_level for place in row if place is not None]
+    return order
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), seed=st.integers(0, 99), repeats=st.integers(1, 4), max_live=st.integers(1, 7))
+def test_a_ladder_gives_the_listed_levels_in_the_order_of_before(
+    compose: Compose, data: st.DataObject, seed: int, repeats: int, max_live: int
+) -> None:
+    config = _composed(compose)
+    never = data.draw(st.booleans())
+    config = dataclasses.replace(
+        config,
+        sweep=dataclasses.replace(config.sweep, repeats=repeats),
+        cluster=dataclasses.replace(
+            config.cluster,
+            max_live_services=7 if never else max_live,
+            redeploy=Redeploy.never if never else Redeploy.per_repeat,
+        ),
+    )
+    arms = []
+    for number in range(data.draw(st.integers(1, 4))):
+        levels = [*data.draw(st.lists(st.integers(2, 99), unique=True, max_size=3)), 1]
+        key = str(data.draw(st.integers(0, 3)))  # equal keys share a service
+        arms.append(Arm(f"arm{number}", {"profile": str(number)}, config, clients(*levels), key))
+    plan = plan_arms(arms, seed)
+    before = [place for wave in plan.waves for place in listed_order(wave)]
+    assert [(trial.arm.name, trial.repeat, trial.level) for trial in plan.trials] == before
+    known: dict[Trial, SummaryRow] = {}
+    assert walk(plan, known, of_latency(lambda _: 1.0), 10_000) == plan.trials
+    assert plan.num_trials == len(plan.trials) == len(before)
+    for trial in data.draw(st.lists(st.sampled_from(plan.trials), unique=True)):
+        del known[trial]
+    missing = [trial for trial in plan.trials if trial not in known]
+    assert plan.num_left(known.get) == len(missing)
+    assert sorted(map(str, (trial for wave in plan.waves for trial in wave.expected(known.get)))) == sorted(
+        map(str, missing)
+    )
+    assert walk(plan, known, of_latency(lambda _: 1.0), 10_000) == missing
+
+
+_configs: list[Config] = []
+
+
+def _composed(compose: Compose) -> Config:
+    """Once, for it takes half a second."""
+    if not _configs:
+        _configs.append(compose())
+    return _configs[0]
+
+
+@dataclass
+class UntilSlow(LevelRule):
+    """The listed levels, up to the first whose p99 is above a limit."""
+
+    max_latency_p99_ms: float
+
+    def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
+        if done and (done[-1].row.latency_p99_ms is None or done[-1].row.latency_p99_ms > self.max_latency_p99_ms):
+            return None
+        return next((level for level in listed if level not in [each.level for each in done]), None)
+
+
+@dataclass
+class Doubling(LevelRule):
+    """From the first listed level: twice as much while p99 is within a limit, then halfway back until one apart."""
+
+    max_latency_p99_ms: float
+
+    def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
+        if any(each.row.latency_p99_ms is None for each in done):
+            return None
+        found = {each.level.amount: each.row.latency_p99_ms or 0 for each in done}
+        good = [amount for amount, p99_ms in found.items() if p99_ms <= self.max_latency_p99_ms]
+        bad = [amount for amount, p99_ms in found.items() if p99_ms > self.max_latency_p99_ms]
+        if not done:
+            return listed[0]
+        wanted = (max(good, default=0) + min(bad)) // 2 if bad else 2 * max(good)
+        return Level.of_clients(int(wanted)) if wanted >= 1 and wanted not in found else None
+
+    def most(self, listed: Sequence[Level]) -> int:
+        return 20
+
+
+@pytest.fixture
+def two_arms(compose: Compose) -> Plan:
+    """Side by side, two blocks."""
+    each = [
+        [f"profile={name}", "sweep.concurrency=[4,8,16]", "sweep.repeats=2", "cluster.max_live_services=2"]
+        for name in ("baseline", "grpc")
+    ]
+    return make_plan(jobs(compose, *each), 0)
+
+
+def p99_ms(trial: Trial) -> float:
+    """More with every client, sooner in one arm; the blocks differ as well."""
+    assert trial.level.concurrency is not None
+    return trial.level.concurrency * (2 if trial.arm.name == "grpc" else 1) + trial.repeat
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        (
+            UntilSlow(10),
+            {("baseline", 0): [4, 8, 16], ("grpc", 0): [4, 8], ("baseline", 1): [4, 8, 16], ("grpc", 1): [4, 8]},
+        ),
+        (
+            Doubling(20),
+            {
+                ("baseline", 0): [4, 8, 16, 32, 24, 20, 22, 21],
+                ("grpc", 0): [4, 8, 16, 12, 10, 11],
+                ("baseline", 1): [4, 8, 16, 32, 24, 20, 18, 19],
+                ("grpc", 1): [4, 8, 16, 12, 10, 9],
+            },
+        ),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_cut_off_anywhere_and_resumed_the_same_trials_come(
+    two_arms: Plan, monkeypatch: pytest.MonkeyPatch, rule: LevelRule, found: dict[tuple[str, int], list[int]]
+) -> None:
+    monkeypatch.setattr(Arm, "rule", rule)
+    whole = walk(two_arms, {}, of_latency(p99_ms), 1000)
+    levels: dict[tuple[str, int], list[int | None]] = {}
+    for trial in whole:
+        levels.setdefault((trial.arm.name, trial.repeat), []).append(trial.level.concurrency)
+    assert levels == found
+    repeats = [trial.repeat for trial in whole]
+    assert repeats == sorted(repeats)
+    first = [trial.arm.name for trial in whole if trial.repeat == 0][:4]
+    assert first == first[:2] * 2  # they take turns
+    for cut in range(len(whole) + 1):
+        known: dict[Trial, SummaryRow] = {}
+        begun = walk(two_arms, known, of_latency(p99_ms), cut)
+        left = two_arms.num_left(known.get)
+        assert (left == 0) == (cut == len(whole))
+        assert left >= len(whole) - cut
+        assert begun + walk(two_arms, known, of_latency(p99_ms), 1000) == whole
+
+
+def test_a_service_that_has_nothing_left_to_measure_is_not_needed(
+    two_arms: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Arm, "rule", UntilSlow(10))
+    known: dict[Trial, SummaryRow] = {}
+    walk(two_arms, known, of_latency(p99_ms), 4)  # all of the first block, but for the last level of the baseline
+    (trial,) = two_arms.waves[0].expected(known.get)
+    assert (trial.arm.name, trial.id) == ("baseline", "c0016-r0")
+    assert len(two_arms.waves[1].expected(known.get)) == 6  # what is listed; that one arm stops early is not known yet
+
+
+def test_what_fails_with_a_service_is_what_is_listed_and_what_comes_next(
+    two_arms: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Arm, "rule", Doubling(20))
+    known = {trial: of_latency(p99_ms)(trial) for trial in two_arms.trials if trial.arm.name == "baseline"}
+    block = two_arms.waves[0]
+    assert {trial.id for trial in block.expected(known.get) if trial.arm.name == "grpc"} == {
+        "c0004-r0",
+        "c0008-r0",
+        "c0016-r0",
+    }
+    assert [trial.id for trial in block.expected(known.get) if trial.arm.name == "baseline"] == ["c0032-r0"]
+
+
+def test_a_rule_that_asks_again_for_the_same_is_refused(two_arms: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(LevelRule):
+        def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
+            return listed[0]
+
+    monkeypatch.setattr(Arm, "rule", Stuck())
+    with pytest.raises(ConfigError, match=r"Stuck asks (baseline|grpc) for 4 clients again, after 4 clients"):
+        walk(two_arms, {}, of_latency(p99_ms), 1000)
+
+
+def test_estimates_are_of_the_most_that_a_rule_can_ask_for(two_arms: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed_s = two_arms.duration_s
+    trials_s = sum(each.duration_s for each in two_arms.replicates)
+    monkeypatch.setattr(Arm, "rule", Doubling(20))
+    assert two_arms.num_trials == 4 * 20
+    assert two_arms.duration_s == pytest.approx(listed_s + trials_s * (20 / 3 - 1))

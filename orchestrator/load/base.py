@@ -5,11 +5,11 @@ record, the rule gives the same levels again.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.load.level import Level
+from orchestrator.results.records import SummaryRow
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Measured:
     """
 
     level: Level
-    row: Mapping[str, Any]
+    row: SummaryRow
 
 
 @dataclass
