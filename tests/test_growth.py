@@ -27,12 +27,12 @@ def command(outputs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 def test_kinds_of_others_are_run_by_the_command(tmp_path: Path) -> None:
     # Above the limit at the first level, so the arm is done after it; never above it, so it goes up all of them.
-    done = command(tmp_path, "sweep.load.max_p99_ms=0.000001,60000")
+    done = command(tmp_path, "sweep.load.max_p99_ms=0.001,60000")
     assert done.returncode in (0, 3), done.stdout + done.stderr
     (run,) = tmp_path.iterdir()
     rows = pq.ParquetFile(run / "summary.parquet").read().to_pylist()
     levels = {arm: [row["concurrency"] for row in rows if row["arm"] == arm] for arm in {row["arm"] for row in rows}}
-    assert levels == {"max_p99_ms=0.000001": [1], "max_p99_ms=60000": [1, 2, 4]}
+    assert levels == {"max_p99_ms=0.001": [1], "max_p99_ms=60000": [1, 2, 4]}
     assert {row["state"] for row in rows} == {"complete"}
     for row in rows:
         trial = json.loads((run / row["arm"] / "trials" / row["trial_id"] / "trial.json").read_text())
@@ -41,6 +41,17 @@ def test_kinds_of_others_are_run_by_the_command(tmp_path: Path) -> None:
         assert trial["observed"]["connections"]["most_connections"] >= row["concurrency"]
         assert trial["observed"]["host"]["cpu_s"]["client"] > 0
     assert json.loads((run / "run.json").read_text())["status"] == "complete"
+
+    # A record is not believed: what it names is imported only where the user says so.
+    (run / "summary.csv").unlink()
+    resume = [sys.executable, "-m", "orchestrator", f"resume={run}"]
+    refused = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 2
+    assert "code that is not ours" in refused.stderr
+    assert "trust=tests.growth" in refused.stderr
+    again = subprocess.run([*resume, "trust=tests.growth"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode in (0, 3), again.stdout + again.stderr
+    assert (run / "summary.csv").exists()
 
 
 def test_their_keys_are_checked_as_ours(tmp_path: Path) -> None:

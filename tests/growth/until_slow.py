@@ -15,6 +15,9 @@ class UntilSlow(LevelRule):
     max_p99_ms: Positive
 
     def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
-        if done and (done[-1].row.latency_p99_ms or float("inf")) > self.max_p99_ms:
-            return None
+        if done:
+            row = done[-1].row
+            known = [each for each in (row.latency_p99_ms, row.latency_p90_ms, row.latency_p50_ms) if each is not None]
+            if not known or known[0] > self.max_p99_ms:  # of few requests a lower percentile is the highest known
+                return None
         return listed[len(done)] if len(done) < len(listed) else None
