@@ -80,7 +80,7 @@ def named(key: str, values: Any, base: type[T], trusted: Collection[str] | None 
     if trusted is not None and target not in OURS and module_name not in trusted:
         raise ConfigError(
             f"{key}.{TARGET}={target} in the run's record is code that is not ours; to run it, name its module: "
-            f"trust={module_name}"
+            f"trust={module_name} with resume=, --trust={module_name} with cleanup"
         )
     kind = getattr(_imported(f"{key}.{TARGET}={target}", module_name), class_name, None)
     if not (inspect.isclass(kind) and issubclass(kind, base) and dataclasses.is_dataclass(kind)) or kind is base:
