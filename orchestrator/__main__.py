@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,13 +115,15 @@ def _execute(jobs: "list[Job]", command: list[str]) -> int:
 
     first = jobs[0].config
     if first.resume is not None:
-        if any(not word.lstrip("+").startswith(("resume=", "trust=")) for word in command):
-            raise ConfigError("resume=outputs/<run> stands alone (or with trust=): the run's own configs are used")
+        if not all(argument.startswith(("resume=", "trust=")) for argument in command):
+            raise ConfigError("resume=outputs/<run> stands alone, but for trust=: the run's own configs are used")
         paths = RunPaths(Path(first.resume))
-        plan = _reload(paths, first.trusted)
+        plan = _reload(paths, (first.trust or "").split(","))
         execute.preflight(plan, live=True)
         return _go(execute.Run(plan, paths, command), paths)
 
+    if first.trust is not None:
+        raise ConfigError("trust goes with resume=outputs/<run>: what you name yourself is trusted")
     plan = make_plan(jobs, random.SystemRandom().randrange(2**31) if first.seed is None else first.seed)
     execute.preflight(plan, live=not first.dry_run)
     outputs = Path(first.outputs) / "dry_runs" if first.dry_run else Path(first.outputs)
@@ -139,8 +142,11 @@ def _execute(jobs: "list[Job]", command: list[str]) -> int:
     return _go(execute.Run(plan, paths, command), paths)
 
 
-def _reload(paths: RunPaths, trusted: list[str]) -> "Plan":
-    """The plan of an earlier run. Raises ConfigError when it cannot be taken up again."""
+def _reload(paths: RunPaths, trusted: Collection[str]) -> "Plan":
+    """The plan of an earlier run, whose records may name modules that are `trusted`.
+
+    Raises ConfigError when it cannot be taken up again.
+    """
     from orchestrator.application import service_key
     from orchestrator.cleanup import left_elsewhere
     from orchestrator.journal import recorded_plan

@@ -34,11 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.cleanup", description=__doc__)
     parser.add_argument("outputs", nargs="?", type=Path, help="where the runs are (outputs)")
     parser.add_argument("--yes", action="store_true", help="end the processes and services, remove the directories")
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="MODULE", help="code of yours that the run's record names"
+    )
     asked = parser.parse_args(arguments)
     if asked.outputs is not None and not asked.outputs.is_dir():
         parser.error(f"there is no directory {asked.outputs}")
     register()
-    found = [*_local(), *_elsewhere(asked.outputs or Path("outputs"))]
+    found = [*_local(), *_elsewhere(asked.outputs or Path("outputs"), asked.trust)]
     if not found:
         print("Nothing is left over.")
         return 0
@@ -55,8 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 print(f"  not ended: {left}")
     if not asked.yes:
-        where = "" if asked.outputs is None else f"{shlex.quote(str(asked.outputs))} "
-        print(f"End these with: python -m orchestrator.cleanup {where}--yes")
+        where = [] if asked.outputs is None else [str(asked.outputs)]
+        again = shlex.join([*where, *(f"--trust={module}" for module in asked.trust), "--yes"])
+        print(f"End these with: python -m orchestrator.cleanup {again}")
     return 0 if ended == len(found) else 1
 
 
@@ -76,19 +80,22 @@ def _end_local(directory: Path) -> str | None:
     return None
 
 
-def _elsewhere(outputs: Path) -> Iterator[_Left]:
+def _elsewhere(outputs: Path, trusted: Collection[str]) -> Iterator[_Left]:
     """Of runs that are not going any more, and that did not end as they should have."""
     for run_json in sorted(outputs.glob("*/run.json")):
         paths = RunPaths(run_json.parent)
         try:
             if not is_claimed(paths.root):
-                yield from left_elsewhere(paths)
+                yield from left_elsewhere(paths, trusted)
         except (ConfigError, ServiceError, OSError) as error:  # of one run, which must not keep us from the others
             yield f"{paths.root}: what it left cannot be found out: {error}", partial(str, error)
 
 
-def left_elsewhere(paths: RunPaths, trusted: Collection[str] = ()) -> Iterator[_Left]:
-    """Services of a run that outlived it. Raises ConfigError or ServiceError when that cannot be found out."""
+def left_elsewhere(paths: RunPaths, trusted: Collection[str]) -> Iterator[_Left]:
+    """Services of a run that outlived it; its records may name modules that are `trusted`.
+
+    Raises ConfigError or ServiceError when that cannot be found out.
+    """
     with contextlib.suppress(
         OSError, ValueError, TypeError, KeyError
     ):  # no record of ours: the plan says what is wrong

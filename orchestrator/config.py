@@ -6,7 +6,6 @@ type cannot say; it fails with `ConfigError` before anything is deployed.
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,13 +33,7 @@ class Config(ServiceConfig):
     outputs: str = "outputs"
     seed: int | None = None
     resume: str | None = None
-    trust: Any = None  # a module or package, or a list of them, that the record of a resumed run may name
-
-    @property
-    def trusted(self) -> list[str]:
-        """What `trust` names."""
-        asked = [] if self.trust is None else self.trust if isinstance(self.trust, list) else [self.trust]
-        return [str(name) for name in asked]
+    trust: str | None = None  # modules or packages that the record of a resumed run may name, comma-separated
 
 
 def register() -> None:

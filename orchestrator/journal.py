@@ -296,7 +296,7 @@ def _run_record(plan: Plan, run_id: str, command: Sequence[str]) -> RunRecord:
     )
 
 
-def recorded_plan(paths: RunPaths, trusted: Collection[str] = ()) -> Plan:
+def recorded_plan(paths: RunPaths, trusted: Collection[str]) -> Plan:
     """The plan of an earlier run, from its own records. Raises ConfigError.
 
     `trusted`: modules that the records may name beside ours, see `kinds.named`.

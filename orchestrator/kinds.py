@@ -83,8 +83,8 @@ def named(key: str, values: Any, base: type[T], trusted: Collection[str] | None 
         and not any(f"{module_name}.".startswith(f"{each}.") for each in trusted)
     ):
         raise ConfigError(
-            f"{key}.{TARGET}={target} in the run's record is code that is not ours; to run it, name its module or "
-            f"package: trust={module_name}"
+            f"{key}.{TARGET}={target} in the run's record is code that is not ours; to run it, name its module, or a "
+            f"package it is in: trust={module_name} with resume=, --trust={module_name} with cleanup"
         )
     kind = getattr(_imported(f"{key}.{TARGET}={target}", module_name), class_name, None)
     if not (inspect.isclass(kind) and issubclass(kind, base) and dataclasses.is_dataclass(kind)) or kind is base:

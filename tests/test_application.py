@@ -20,7 +20,7 @@ def keys(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         if module not in configs:
             configs[module] = compose(f"workload.application.import_path={module}:build")
         source_digest.cache_clear()  # it holds for one process, in which the source does not change
-        return service_key(configs[module])
+        return service_key(configs[module], configs[module].cluster)
 
     return key
 

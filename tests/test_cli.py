@@ -6,6 +6,9 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +165,82 @@ def test_resume_of_no_run_or_with_more_overrides_is_refused(tmp_path: Path) -> N
         return done.stderr
 
     assert "not a run" in resume()
+    assert "not a run" in resume("trust=mine")
     assert "stands alone" in resume("seed=3")
     (tmp_path / "run.json").write_text('{"plan": {"arms": []}}')  # not as we write it: no seed
     assert "not a run" in resume()
+
+
+class Empty(BaseHTTPRequestHandler):
+    """Answers every GET with nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on the terminal."""
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    """The address of a server that is ready."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+STRANGER = """
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import TrialError
+from orchestrator.observe.base import Observer
+
+(Path(__file__).parent / "was_imported").touch()
+
+
+@dataclass
+class Stranger(Observer):
+    @contextmanager
+    def during(self, service: object, directory: Path) -> Iterator[object]:
+        raise TrialError("stranger-4711")
+        yield
+"""
+
+
+def test_code_that_a_record_names_is_run_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answering: str
+) -> None:
+    """The run directory may be somebody else's. This observer lets nothing be measured."""
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    chosen = ["+observe.mine._target_=stranger.Stranger", "sweep=quick", "sweep.repeats=1", "sweep.cooldown_s=0"]
+    assert "trust goes with resume" in refused(tmp_path / "refused", *AT, *chosen, "trust=stranger")
+    done = orchestrator(tmp_path / "outputs", AT[0], f"cluster.url={answering}", *chosen)
+    assert (done.returncode, "stranger-4711" in done.stdout) == (1, True), done.stdout + done.stderr
+    (run,) = (tmp_path / "outputs").iterdir()
+    mark = tmp_path / "was_imported"
+    mark.unlink()
+
+    def told(module: str, *arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", module, *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = told("orchestrator", f"resume={run}")
+    assert (code, "trust=stranger" in said) == (2, True), said
+    code, said = told("orchestrator.cleanup", str(tmp_path / "outputs"))
+    assert "--trust=stranger" in said
+    assert not mark.exists()
+    code, said = told("orchestrator", f"resume={run}", 'trust="another,stranger"')
+    assert (code, "stranger-4711" in said) == (1, True), said
+    code, said = told("orchestrator.cleanup", str(tmp_path / "outputs"), "--trust=stranger")
+    assert "stranger" not in said
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")))

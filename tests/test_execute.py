@@ -329,7 +329,7 @@ def test_a_recorded_plan_is_planned_again(compose: Compose, tmp_path: Path) -> N
     record = open_journal(plan, paths, []).run
     assert record.plan.arms[0].levels == ["r000004.00", "r000002.00"]
     assert record.primary_cells[0].metric == "latency_p95_ms"
-    again = recorded_plan(paths)
+    again = recorded_plan(paths, ())
     assert [(trial.arm.name, trial.id) for trial in again.trials] == [
         (trial.arm.name, trial.id) for trial in plan.trials
     ]

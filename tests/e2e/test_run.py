@@ -81,6 +81,8 @@ def test_run_directory(flags_run: tuple[Path, str, int]) -> None:
         assert samples.num_rows == trial["client"]["num_requests"] > 0
         assert row["num_failed"] == 0
         assert trial["unchecked"] == []
+        cpu_s = trial["observed"]["host"]["cpu_s"]
+        assert min(cpu_s[role] for role in ("client", "proxy", "replicas", "controller")) > 0, cpu_s
         assert row["num_successful"] == pytest.approx(row["throughput_rps"] * row["duration_s"])
         assert "colocated_client" in row["notes"]
     assert (run / "optimized" / ".hydra" / "config.yaml").exists()
