@@ -3,18 +3,15 @@
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hydra
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
 from orchestrator import execute
 from orchestrator.arms import Job
-from orchestrator.clients.base import Measurement, Window
 from orchestrator.clusters.base import changes
 from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
@@ -24,10 +21,10 @@ from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted, interruptible
 from orchestrator.progress import Progress, _result_cells
-from orchestrator.results.records import ClientFacts, Effective, RunRecord, keys, read, read_json
-from orchestrator.results.samples import write_samples
+from orchestrator.results.records import Effective, RunRecord, keys, read, read_json
+from tests import answering
 from tests.conftest import ROOT, Compose
-from tests.runs import draw_samples, planned_row, trial_record
+from tests.runs import planned_row, trial_record
 
 
 def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
@@ -235,25 +232,8 @@ def test_what_calls_for_another_measurement_is_put_aside_last(
     assert order == ["grpc"] * 3 + ["baseline"] * 3
 
 
-class Answering:
-    """A backend whose services are there at once, and a client that draws its requests."""
-
-    def service(self, *_: Any) -> Any:
-        nothing = SimpleNamespace(urls=["http://127.0.0.1:1"], token=None, effective={"warnings": ["none is real"]})
-        nothing.start = nothing.wait_ready = nothing.begin_stop = nothing.stop = lambda: None
-        nothing.snapshot = nothing.round_trip_ms = lambda: None
-        return nothing
-
-    def run(self, _urls: object, level: Level, window: Window, directory: Path, _on_progress: object) -> Measurement:
-        assert level.concurrency is not None
-        samples = draw_samples(level.concurrency, 50, window.duration_s, np.random.default_rng(0))
-        write_samples(directory / "samples.parquet", samples)
-        return Measurement(window.duration_s, ClientFacts(cpu_ratio=0.5, versions={"none": "1"}))
-
-
 def test_a_run_is_written_and_taken_up_again(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Answering)
-    monkeypatch.setattr(execute, "_client", lambda *_: Answering())
+    answering.install(monkeypatch)
     fixed = ("sweep.concurrency=[2]", "sweep.repeats=1", "sweep.duration_s=4", "sweep.cooldown_s=0")
     jobs = [
         Job(compose(*fixed, f"workload.num_replicas={number}"), {"workload.num_replicas": str(number)}, "baseline")
