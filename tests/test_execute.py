@@ -20,7 +20,7 @@ from orchestrator.load.level import Level
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted, interruptible
-from orchestrator.progress import Progress, _result_cells
+from orchestrator.progress import Progress, _result_cells, console, print_results
 from orchestrator.results.records import Effective, RunRecord, keys, read, read_json
 from tests import answering
 from tests.conftest import ROOT, Compose
@@ -275,6 +275,15 @@ def test_a_rate_has_its_row_in_the_table() -> None:
     ]
     cells = [_result_cells("a", Level.of_rate(rate), rows, {"throughput_rps": "req/s"}) for rate in (10, 20)]
     assert cells == [["10/s", "a", "10", "1/1"], ["20/s", "a", "-", "0/1"]]
+
+
+def test_a_level_that_was_asked_for_has_its_row_in_the_table(compose: Compose) -> None:
+    plan = make_plan([Job(compose("sweep.concurrency=[2,64]"), {}, "baseline")], 0)
+    rows = [planned_row(trial_id=f"c{amount:04d}-r0", concurrency=amount, state="complete") for amount in (2, 5)]
+    with console.capture() as capture:
+        print_results(plan, rows)
+    levels = [line.split()[0] for line in capture.get().splitlines() if "baseline" in line]
+    assert levels == ["c=2", "c=5"]
 
 
 def test_a_recorded_plan_is_planned_again(compose: Compose, tmp_path: Path) -> None:
