@@ -23,7 +23,7 @@ from orchestrator.arms import Arm, primary_cells
 from orchestrator.config import parse
 from orchestrator.errors import ConfigError
 from orchestrator.load.level import Level
-from orchestrator.paths import RunPaths, set_aside, trial_id
+from orchestrator.paths import RunPaths, level_of, set_aside, trial_id
 from orchestrator.plan import Plan, plan_arms
 from orchestrator.process import claim
 from orchestrator.provenance import collect
@@ -186,8 +186,7 @@ class Journal:
         os.close(self._claim)
 
     def _trial_json(self, row: SummaryRow) -> Path:
-        level, _, _ = row.trial_id.rpartition("-r")
-        return self.paths.trial_json(row.arm, level, row.repeat)
+        return self.paths.trial_json(row.arm, level_of(row.trial_id), row.repeat)
 
     def _failure_json(self, row: SummaryRow) -> Path:
         return self._trial_json(row).with_name("failure.json")

@@ -40,6 +40,11 @@ def trial_id(level: str, repeat: int) -> str:
     return f"{level}-r{repeat}"
 
 
+def level_of(trial_id: str) -> str:
+    """Name of the level in a `trial_id`."""
+    return trial_id.rpartition("-r")[0]
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """Paths of one run. `arm` is a `safe_name`, `level` a `Level.name`, `repeat` counts from 0."""

@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from orchestrator.arms import comparisons, primary_cells
 from orchestrator.clients.base import Live
 from orchestrator.load.level import Level
+from orchestrator.paths import level_of
 from orchestrator.plan import Plan, Service, Trial
 from orchestrator.results.records import PLANNED, SummaryRow
 
@@ -203,9 +204,10 @@ def print_results(plan: Plan, rows: Sequence[SummaryRow]) -> None:
         )
         for column in ("level", "arm", *columns.values(), "valid"):
             table.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
-        for level in sorted({level for arm in arms for level in arm.levels}):
+        levels = {(row.arm, Level.parse(level_of(row.trial_id))) for row in rows if row.arm in names}
+        for level in sorted({level for _, level in levels}):
             for arm in arms:
-                if level in arm.levels:
+                if (arm.name, level) in levels:
                     table.add_row(*_result_cells(arm.name, level, rows, columns))
             table.add_section()
         console.print(table)

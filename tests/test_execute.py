@@ -10,15 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import hydra
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
 from orchestrator import execute
 from orchestrator.arms import Job
-from orchestrator.clients.base import Load, Measurement
-from orchestrator.clients.locust import Locust
 from orchestrator.clusters.base import changes
 from orchestrator.clusters.local import Local
 from orchestrator.errors import EXIT_FAILED, ServiceError
@@ -28,11 +25,11 @@ from orchestrator.observe.base import Observer, Period
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted, interruptible
-from orchestrator.progress import Progress, _result_cells
-from orchestrator.results.records import ClientFacts, Effective, RunRecord, keys, read, read_json
-from orchestrator.results.samples import write_samples
+from orchestrator.progress import Progress, _result_cells, console, print_results
+from orchestrator.results.records import Effective, RunRecord, keys, read, read_json
+from tests import answering
 from tests.conftest import ROOT, Compose
-from tests.runs import draw_samples, planned_row, trial_record
+from tests.runs import planned_row, trial_record
 
 
 def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
@@ -234,25 +231,6 @@ def test_what_calls_for_another_measurement_is_put_aside_last(
     assert order == ["grpc"] * 3 + ["baseline"] * 3
 
 
-def answering(*_: Any) -> Any:
-    """A service that is there at once."""
-    nothing = SimpleNamespace(
-        urls=["http://127.0.0.1:1"], token=None, marker=None, effective={"warnings": ["none is real"]}
-    )
-    nothing.start = nothing.wait_ready = nothing.begin_stop = nothing.stop = lambda: None
-    nothing.snapshot = nothing.round_trip_ms = lambda: None
-    return nothing
-
-
-def drawing(_client: Locust, load: Load, directory: Path, _on_progress: object) -> Measurement:
-    """A client that draws its requests."""
-    assert load.level.concurrency is not None
-    assert load.urls == ["http://127.0.0.1:1"]
-    samples = draw_samples(load.level.concurrency, 50, load.window.duration_s, np.random.default_rng(0))
-    write_samples(directory / "samples.parquet", samples)
-    return Measurement(100.0, load.window.duration_s, ClientFacts(cpu_ratio=0.5, versions={"none": "1"}))
-
-
 @dataclass(frozen=True)
 class Seen:
     window: Period
@@ -268,8 +246,7 @@ class Watching(Observer):
 
 
 def test_a_run_is_written_and_taken_up_again(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Local, "service", answering)
-    monkeypatch.setattr(Locust, "run", drawing)
+    answering.install(monkeypatch)
     fixed = ("sweep.concurrency=[2]", "sweep.repeats=1", "sweep.duration_s=4", "sweep.cooldown_s=0")
     jobs = [
         Job(compose(*fixed, f"workload.num_replicas={number}"), {"workload.num_replicas": str(number)}, "baseline")
@@ -315,6 +292,15 @@ def test_a_rate_has_its_row_in_the_table() -> None:
     ]
     cells = [_result_cells("a", Level.of_rate(rate), rows, {"throughput_rps": "req/s"}) for rate in (10, 20)]
     assert cells == [["10/s", "a", "10", "1/1"], ["20/s", "a", "-", "0/1"]]
+
+
+def test_a_level_that_was_asked_for_has_its_row_in_the_table(compose: Compose) -> None:
+    plan = make_plan([Job(compose("sweep.concurrency=[2,64]"), {}, "baseline")], 0)
+    rows = [planned_row(trial_id=f"c{amount:04d}-r0", concurrency=amount, state="complete") for amount in (2, 5)]
+    with console.capture() as capture:
+        print_results(plan, rows)
+    levels = [line.split()[0] for line in capture.get().splitlines() if "baseline" in line]
+    assert levels == ["c=2", "c=5"]
 
 
 def test_a_recorded_plan_is_planned_again(compose: Compose, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.application import service_key
 from orchestrator.arms import Arm, Job, primary_cells
-from orchestrator.config import Config, Redeploy
+from orchestrator.config import Config
 from orchestrator.errors import ConfigError
 from orchestrator.load.base import LevelRule, Measured
 from orchestrator.load.level import Level
@@ -317,7 +317,7 @@ def test_a_ladder_gives_the_listed_levels_in_the_order_of_before(
         cluster=dataclasses.replace(
             config.cluster,
             max_live_services=7 if never else max_live,
-            redeploy=Redeploy.never if never else Redeploy.per_repeat,
+            redeploy="never" if never else "per_repeat",
         ),
     )
     arms = []

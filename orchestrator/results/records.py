@@ -45,7 +45,7 @@ class PlanRecord:
 
     arms: Annotated[Sequence[PlannedArm], "as given on the command line, see below"]
     services: Annotated[Sequence[Sequence[str]], "names of the services of each wave: those that are up together"]
-    trials: Annotated[Sequence[str], "arm and trial_id of each trial, in the order of measurement"]
+    trials: Annotated[Sequence[str], "arm and trial_id of each trial at a listed level, in the order of measurement"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,7 +403,7 @@ class _Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryRow(_Judged, Metrics, _Planned):  # the fields of the last base come first
-    """A row of summary.parquet and summary.csv: one planned trial.
+    """A row of summary.parquet and summary.csv: one trial, at a level that is listed or was asked for.
 
     `swept`: axis to value, as typed, of what varies between the arms and has no column among these. Each is a column
     of its own, called as the axis, after all others.
