@@ -21,7 +21,7 @@ PARALLEL := -n 2 --dist loadgroup
 # Baseline against optimized on local Ray, a quick grid. Exit code 3 of the run (complete, but a point is INVALID)
 # is normal on a busy machine, and the table says which.
 demo: .venv/base.stamp
-	$(BIN)/python -m orchestrator workload=unary profile=baseline,optimized sweep=quick -m || test $$? -eq 3
+	$(BIN)/python -m orchestrator workload=unary profile=baseline,optimized sweep=quick || test $$? -eq 3
 
 test: test-parallel
 	$(MAKE) test-serial

@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 
 from analysis import compare as comparing
-from analysis import load
-from analysis.compare import IncomparableError
+from analysis import contrasts, load
+from analysis.contrasts import IncomparableError
+from analysis.figures import FIGURES
 from analysis.load import LoadError
 
 EXIT_SLOWER, EXIT_USAGE, EXIT_INCONCLUSIVE, EXIT_INCOMPARABLE, EXIT_BUG = 1, 2, 3, 4, 70
@@ -66,7 +67,7 @@ def compare(
     from analysis import formats, report
 
     pair, family = _pair(baseline, candidate, add)
-    wanted = pair.declaration["margin"] if margin is None else margin
+    wanted = pair.declaration.margin if margin is None else margin
     [found] = comparing.compare_pairs([pair], family, wanted, _floor(floor), _keys(allow_diff), record=True)
     if format is Format.json:
         print(json.dumps(formats.cells_json(found), indent=2, allow_nan=False))
@@ -91,9 +92,9 @@ def make_report(
     from analysis import formats, report
 
     run = load.load_run(directory)
-    more = [load.load_run(each) for each in add]
-    for each in report.write(run, _floor(floor), more, _keys(allow_diff)):
-        console.print(formats.render_terminal(each))
+    more = [load.load_run(path) for path in add]
+    for comparison in report.write(run, _floor(floor), more, _keys(allow_diff)):
+        console.print(formats.render_terminal(comparison))
     console.print(str(run.paths.report_html), soft_wrap=True)
 
 
@@ -105,7 +106,8 @@ def gate(
         float, typer.Option(callback=_below_one, help="0.03: fail if the candidate is surely over 3 % slower")
     ],
     metric: Annotated[
-        list[str], typer.Option(help="[default: throughput_rps] at the primary level; several share the error of 5 %")
+        list[str],
+        typer.Option(help="at the primary level; by default the run's own figure; several share the error of 5 %"),
     ] = [],  # noqa: B006
     add: Add = [],  # noqa: B006
     allow_diff: AllowDiff = "",
@@ -115,14 +117,11 @@ def gate(
     """Exit 1: the whole interval is worse than MAX_SLOWDOWN; 0: it excludes it; 3: inconclusive; 4: invalid."""
     from analysis import formats
 
-    if unknown := sorted(set(metric) - set(comparing.METRICS)):
-        raise typer.BadParameter(
-            f"{', '.join(unknown)}; there is {', '.join(comparing.METRICS)}", param_hint="--metric"
-        )
+    if unknown := sorted(set(metric) - set(FIGURES)):
+        raise typer.BadParameter(f"{', '.join(unknown)}; there is {', '.join(FIGURES)}", param_hint="--metric")
     try:
         pair, family = _pair(baseline, candidate, add)
-        wanted = metric or [comparing.THROUGHPUT]
-        comparison, outcomes = comparing.gate(pair, family, max_slowdown, wanted, _keys(allow_diff))
+        comparison, outcomes = comparing.gate(pair, family, max_slowdown, metric, _keys(allow_diff))
     except (IncomparableError, LoadError) as error:
         _write(junit, formats.junit_refusal(f"{candidate} against {baseline}", str(error)))
         _append(markdown, f"### Gate: INVALID\n\n{formats.escaped(str(error))}\n")
@@ -197,12 +196,12 @@ def _append(path: Path | None, text: str) -> None:
             file.write(text)
 
 
-def _pair(baseline: str, candidate: str, add: list[Path]) -> tuple[comparing.Pair, list[comparing.Pair]]:
-    more = [load.load_run(each) for each in add]
-    return comparing.pair_of(load.select(baseline), load.select(candidate), more)
+def _pair(baseline: str, candidate: str, add: list[Path]) -> tuple[contrasts.Pair, list[contrasts.Pair]]:
+    more = [load.load_run(path) for path in add]
+    return contrasts.pair_of(load.select(baseline), load.select(candidate), more)
 
 
-def _floor(directory: Path | None) -> load.Run | None:
+def _floor(directory: Path | None) -> load.RunData | None:
     return load.load_run(directory) if directory else None
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 
 from analysis import load
-from analysis.load import Arm
+from analysis.load import ArmData
 
 UNSET = "(unset)"
 # Neither the service nor how it is loaded. Levels are matched one by one; blocks are counted.
 _NOT_COMPARED = (
     *("outputs", "seed", "dry_run", "resume", "compare"),
-    *("sweep.name", "sweep.concurrency", "sweep.repeats"),
+    *("sweep.name", "sweep.concurrency", "sweep.offered_rps", "sweep.repeats"),
 )
 # Of a process, not of the service.
 _OF_A_PROCESS = frozenset({"RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WORKER_ID", "RAY_NODE_ID"})
@@ -36,7 +36,7 @@ class Difference:
     allowed: bool
 
 
-def find(baseline: Arm, candidate: Arm, treatment: Sequence[str]) -> list[Difference]:
+def find(baseline: ArmData, candidate: ArmData, treatment: Sequence[str]) -> list[Difference]:
     """All differences between two arms, each once, over all repeats that both have."""
     declared = _declared(baseline, candidate, treatment)
     found = [*declared, *_client(baseline, candidate, treatment)]
@@ -44,7 +44,7 @@ def find(baseline: Arm, candidate: Arm, treatment: Sequence[str]) -> list[Differ
         keys = [{"service_key": arm.record["service_key"]} for arm in (baseline, candidate)]
         found += _diff(keys[0], keys[1], "declared", lambda key: False)
     # Environment variables that the configs say differ.
-    env = {each.key.rpartition(".env.")[2]: each for each in declared if ".env." in each.key}
+    env = {one.key.rpartition(".env.")[2]: one for one in declared if ".env." in one.key}
     services = baseline.effectives(), candidate.effectives()
     for repeat in sorted(services[0].keys() & services[1].keys()):
         a, b = services[0][repeat], services[1][repeat]
@@ -58,11 +58,11 @@ def below(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def _declared(baseline: Arm, candidate: Arm, treatment: Sequence[str]) -> list[Difference]:
+def _declared(baseline: ArmData, candidate: ArmData, treatment: Sequence[str]) -> list[Difference]:
     configs = baseline.config(), candidate.config()
     if None not in configs:
         # A workload or sweep that follows another choice differs in what it says, not in what it is asked.
-        sides = [{k: v for k, v in flatten(each).items() if not below(k, _NOT_COMPARED)} for each in configs]
+        sides = [{k: v for k, v in flatten(config).items() if not below(k, _NOT_COMPARED)} for config in configs]
     else:  # imported results have no config: what both of their rows say
         names = ["workload", "cluster", "num_replicas", "load_mode"]
         known = pd.concat([arm.points[names].iloc[:1] for arm in (baseline, candidate)]).dropna(axis=1)
@@ -74,7 +74,7 @@ def _declared(baseline: Arm, candidate: Arm, treatment: Sequence[str]) -> list[D
     return _diff(sides[0], sides[1], "declared", lambda key: below(key, whole if below(key, part) else treatment))
 
 
-def _client(baseline: Arm, candidate: Arm, treatment: Sequence[str]) -> list[Difference]:
+def _client(baseline: ArmData, candidate: ArmData, treatment: Sequence[str]) -> list[Difference]:
     """The load client, level by level: its versions and number of processes over all trials."""
     compared = any(below(axis, ["workload.client"]) for axis in treatment)
 
@@ -83,10 +83,11 @@ def _client(baseline: Arm, candidate: Arm, treatment: Sequence[str]) -> list[Dif
 
     facts = [_client_facts(arm) for arm in (baseline, candidate)]
     shared = sorted(facts[0].keys() & facts[1].keys())
-    return [each for level in shared for each in _diff(facts[0][level], facts[1][level], "effective", follows)]
+    by_level = (_diff(facts[0][level], facts[1][level], "effective", follows) for level in shared)
+    return [difference for found in by_level for difference in found]
 
 
-def _client_facts(arm: Arm) -> dict[str, dict[str, str]]:
+def _client_facts(arm: ArmData) -> dict[str, dict[str, str]]:
     levels: dict[str, list[dict[str, str]]] = {}
     for row in load.records(arm.complete):
         client = load.trial(arm.run, row)["client"]
@@ -109,26 +110,26 @@ def _effective(
 
     def reported(what: str) -> list[dict[str, str]]:
         """Over those kinds of actors that both have: HAProxy's manager, say, lives in one arm alone."""
-        actors = ([each[what] for each in service["actors"] if each["kind"] in kinds] for service in both)
-        merged = (_merged([{name: _text(value) for name, value in each.items()} for each in side]) for side in actors)
+        actors = ([actor[what] for actor in service["actors"] if actor["kind"] in kinds] for service in both)
+        merged = (_merged([{name: _text(value) for name, value in one.items()} for one in side]) for side in actors)
         return [{name: text for name, text in side.items() if name not in ignored} for side in merged]
 
     env, constants = reported("env"), reported("constants")
     found = _diff(env[0], env[1], "effective", lambda name: name in declared_env, prefix="env.")
-    for name, each in declared_env.items():
+    for name, declared in declared_env.items():
         # One that is reported by neither is not of the kind that is read back; its arrival was checked at the start.
         if (name in env[0] or name in env[1]) and env[0].get(name, UNSET) == env[1].get(name, UNSET):
-            same = f"declared {each.candidate}, but found the same"
-            found.append(Difference(f"env.{name}", f"declared {each.baseline}", same, "effective", allowed=False))
+            same = f"declared {declared.candidate}, but found the same"
+            found.append(Difference(f"env.{name}", f"declared {declared.baseline}", same, "effective", allowed=False))
     found += _diff(constants[0], constants[1], "consequence", lambda name: True, prefix="constant.")
-    engines = [flatten({"engine": each.get("engine") or {}}) for each in both]
+    engines = [flatten({"engine": service.get("engine") or {}}) for service in both]
     found += _diff(engines[0], engines[1], "effective", lambda key: below(key, _engine_axes(treatment)))
-    versions = [flatten({"versions": each["versions"]}) for each in both]
+    versions = [flatten({"versions": service["versions"]}) for service in both]
     if "workload" in treatment:  # an arm without Ray has no Ray version
         versions = [{key: side[key] for key in versions[0].keys() & versions[1].keys()} for side in versions]
     # Less what changes by itself: free memory, node addresses.
-    facts = [{name: value for name, value in each["hardware"].items() if name != "ray_resources"} for each in both]
-    hardware = [flatten({"hardware": each}) for each in facts]
+    facts = [{key: value for key, value in service["hardware"].items() if key != "ray_resources"} for service in both]
+    hardware = [flatten({"hardware": side}) for side in facts]
     for one, other in (versions, hardware):
         found += _diff(one, other, "effective", lambda key: "cluster" in treatment)
     return found
@@ -143,8 +144,8 @@ def _engine_axes(treatment: Sequence[str]) -> list[str]:
 
 def _merged(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """All distinct values of each name: `a / b`."""
-    names = dict.fromkeys(name for each in facts for name in each)
-    return {name: " / ".join(sorted({each[name] for each in facts if name in each})) for name in names}
+    names = dict.fromkeys(name for known in facts for name in known)
+    return {name: " / ".join(sorted({known[name] for known in facts if name in known})) for name in names}
 
 
 def _diff(

@@ -15,9 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from analysis.compare import Cell, Comparison
+from analysis.cells import Cell, Comparison
+from analysis.figures import heading
 from analysis.report import SIGNS, findings, grouped_differences, judged, provenance, render
-from analysis.wording import MISSING, effect_text, is_missing, level_text, metric_text, number, ratio_texts
+from analysis.wording import MISSING, effect_text, is_missing, number, ratio_texts
+from orchestrator.load.level import Level
 
 STYLES = {"FASTER": "bold green", "SLOWER": "bold red", "EQUIVALENT": "bold blue", "INCONCLUSIVE": "bold yellow"}
 # What the gate made of a cell -> how it says so, in which style, and the element that CI shows for it.
@@ -67,30 +69,30 @@ def render_terminal(comparison: Comparison) -> Group:
     """Sentence and judged cells, to be printed with rich; fits 80 columns and more."""
     verdict, first = comparison.verdict, comparison.primary
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=escape(comparison.label), title_justify="left")
-    for heading in ("level", "metric", "baseline", "candidate", "ratio", "verdict"):
-        justify: Any = "right" if heading in ("baseline", "candidate", "ratio") else "left"
-        table.add_column(heading, overflow="fold", no_wrap=heading not in ("metric", "ratio"), justify=justify)
+    for column in ("level", "metric", "baseline", "candidate", "ratio", "verdict"):
+        justify: Any = "right" if column in ("baseline", "candidate", "ratio") else "left"
+        table.add_column(column, overflow="fold", no_wrap=column not in ("metric", "ratio"), justify=justify)
     of_streams = [cell for cell in comparison.family("descriptive") if first and cell.level == first.level]
     of_streams = [cell for cell in of_streams if cell.metric in OF_STREAMS]
     for cell in [*comparison.family("primary", "secondary"), *of_streams]:
         ratio, interval = ratio_texts(cell)
         table.add_row(
-            level_text(cell.level, short=True),
-            metric_text(cell.metric).replace("(", "").replace(")", ""),
+            Level.parse(cell.level).short_text,
+            heading(cell.metric).replace("(", "").replace(")", ""),
             number(cell.baseline_value),
             number(cell.candidate_value),
             f"{ratio} ({interval})" if interval else ratio,
             Text(cell.verdict or MISSING, STYLES.get(cell.verdict or "", "")),
         )
     notes = [
-        f"{level_text(cell.level, short=True)} {metric_text(cell.metric)}: {cell.reason}"
+        f"{Level.parse(cell.level).short_text} {heading(cell.metric)}: {cell.reason}"
         for cell in comparison.family("secondary")
         if cell.reason
     ]
     notes.append("Figures are geometric means over the blocks in which both arms are VALID.")
     lines = [
         *(Text(note, "dim") for note in notes),
-        *(Text(f"warning: {each}", "yellow") for each in comparison.warnings),
+        *(Text(f"warning: {warning}", "yellow") for warning in comparison.warnings),
     ]
     if others := len(comparison.family("descriptive")):
         lines.append(Text(f"{others} more cells are descriptive: no verdict, see --format json or the report.", "dim"))
@@ -102,9 +104,9 @@ def render_terminal(comparison: Comparison) -> Group:
 def _jsonable(value: Any) -> Any:
     """NaN and infinity are not JSON, numpy's scalars neither: null and plain numbers."""
     if isinstance(value, Mapping):
-        return {key: _jsonable(each) for key, each in value.items()}
+        return {key: _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(each) for each in value]
+        return [_jsonable(inner) for inner in value]
     value = value.item() if hasattr(value, "item") else value
     return None if is_missing(value) else value
 
@@ -114,14 +116,15 @@ def cells_json(comparison: Comparison) -> dict[str, Any]:
     first = comparison.primary
     primary = f"{first.metric}@{first.level}" if first else None
     top = {"summary": comparison.summary, "verdict": comparison.verdict}
-    return _jsonable(top | asdict(comparison) | {"primary": primary})
+    told = top | asdict(comparison) | {"primary": primary}
+    return {name: _jsonable(value) for name, value in told.items()}
 
 
 # ---- The gate ----
 
 
 def _what(cell: Cell) -> str:
-    return f"{metric_text(cell.metric)} at {level_text(cell.level)}"
+    return f"{heading(cell.metric)} at {Level.parse(cell.level)}"
 
 
 def gate_line(cell: Cell, outcome: str, max_slowdown: float) -> Text:
@@ -136,7 +139,7 @@ def gate_markdown(comparison: Comparison, outcomes: Sequence[tuple[Cell, str]], 
     """The gate's answer for a job summary or a comment."""
     lines = [["gate", "metric", "level", "ratio, > 1 is better", "blocks", "why"], ["---"] * 6]
     for cell, outcome in outcomes:
-        row = [f"**{GATE[outcome][0]}**", escaped(metric_text(cell.metric)), escaped(level_text(cell.level))]
+        row = [f"**{GATE[outcome][0]}**", escaped(heading(cell.metric)), escaped(Level.parse(cell.level).text)]
         lines.append([*row, effect_text(cell), f"{cell.num_blocks}/{cell.num_planned}", escaped(cell.reason)])
     limit = f"Fails below ×{number(1 / (1 + max_slowdown))} (at most {100 * max_slowdown:g} % slower)."
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)

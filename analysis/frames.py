@@ -9,24 +9,27 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from analysis import load, stats
-from analysis.compare import METRICS, THROUGHPUT, Comparison, declared_pairs, effect_of
-from analysis.load import Arm, Requests, Run
+from analysis.cells import Comparison
+from analysis.contrasts import declared_pairs
+from analysis.figures import FIGURES, THROUGHPUT, Figure, shown
+from analysis.load import ArmData, Requests, RunData
+from orchestrator.load.level import Level
 
 RATIO = ("ratio", "ci_low_ratio", "ci_high_ratio")
 BETWEEN, WITHIN = "between deployments", "within this deployment"
 _QUANTILES = 1 - np.geomspace(1, 1e-5, 201)  # evenly spaced on the log-tail axis
 
 
-def arm_points(run: Run, requests: Sequence[Requests] = ()) -> pd.DataFrame:
+def arm_points(run: RunData, requests: Sequence[Requests] = ()) -> pd.DataFrame:
     """One row an (arm, level, metric): geometric mean over the blocks with an interval, and whether it is VALID.
 
     Arms as they were given, not in the shuffled order of measurement. With one block only, `requests` give throughput
     and latency percentiles an interval within that deployment.
     """
     rows = []
-    for arm in (Arm(run, name) for name in run.arms):
-        axes = {axis: value for axis, value in arm.record["axes"].items() if axis not in run.declared["treatment"]}
-        for level in sorted(arm.complete.level.unique(), key=load.level_order):
+    for arm in (ArmData(run, name) for name in run.arms):
+        axes = {axis: value for axis, value in arm.record["axes"].items() if axis not in run.declared.treatment}
+        for level in sorted(arm.complete.level.unique(), key=Level.parse):
             complete = arm.complete[arm.complete.level == level]
             valid = complete[complete.valid.eq(True)]
             used = complete if valid.empty else valid
@@ -40,23 +43,23 @@ def arm_points(run: Run, requests: Sequence[Requests] = ()) -> pd.DataFrame:
                 "colocated": "colocated_client" in load.codes(complete.notes),
                 "single_run": "single_run" in load.codes(complete.notes),
             }
-            within = [each for each in requests if (each.row["arm"], each.row["level"]) == (arm.name, level)]
+            within = [trial for trial in requests if (trial.row["arm"], trial.row["level"]) == (arm.name, level)]
             # Of one deployment an arm the scatter of blocks says nothing of another deployment.
-            replicates = run.declared["redeploy"] != "never"
-            for metric in METRICS:
-                values = used[metric].dropna().to_numpy(dtype=float)
+            replicates = run.declared.redeploy != "never"
+            for figure in shown():
+                values = used[figure.name].dropna().to_numpy(dtype=float)
                 if len(values):
-                    found = _interval(metric, values, within, replicates)
+                    found = _interval(figure, values, within, replicates)
                     rows.append(
                         facts
-                        | {"metric": metric}
+                        | {"metric": figure.name}
                         | dict(zip(("value", "ci_low", "ci_high", "interval"), found, strict=True))
                     )
     return pd.DataFrame(rows)
 
 
 def _interval(
-    metric: str, values: np.ndarray, within: Sequence[Requests], replicates: bool
+    figure: Figure, values: np.ndarray, within: Sequence[Requests], replicates: bool
 ) -> tuple[float, float, float, str]:
     """Value, low, high (NaN without) and what kind of interval it is."""
     if values.min() <= 0:
@@ -66,9 +69,9 @@ def _interval(
         return value, low, high, BETWEEN
     if len(within) == 1 and within[0].histograms is not None:
         counts, edges = within[0].histograms
-        if metric == THROUGHPUT:
+        if figure is THROUGHPUT:
             return value, *stats.slice_rate_interval(counts.sum(axis=1), within[0].row["duration_s"]), WITHIN
-        p = {"latency_p50_ms": 0.5, "latency_p99_ms": 0.99}.get(metric)
+        p = {"latency_p50_ms": 0.5, "latency_p99_ms": 0.99}.get(figure.name)
         if p is not None:
             bounds = stats.slice_percentile_interval(counts, edges, p, value)
             return value, float(bounds[0]), float(bounds[1]), WITHIN
@@ -81,9 +84,9 @@ def distribution(requests: Sequence[Requests]) -> pd.DataFrame:
     From histograms with bins of 0.5 %.
     """
     groups: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    for each in requests:
-        if each.row["valid"] and each.histograms is not None:
-            groups.setdefault((each.row["arm"], each.row["level"]), []).append(each.histograms)
+    for trial in requests:
+        if trial.row["valid"] and trial.histograms is not None:
+            groups.setdefault((trial.row["arm"], trial.row["level"]), []).append(trial.histograms)
     frames = []
     for (arm, level), histograms in groups.items():
         counts, edges = stats.merge_histograms(histograms)
@@ -93,7 +96,7 @@ def distribution(requests: Sequence[Requests]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def gain_by_slo(run: Run) -> pd.DataFrame:
+def gain_by_slo(run: RunData) -> pd.DataFrame:
     """Ratio of the peak throughputs within an SLO on p99 latency, for every SLO that the data can tell apart.
 
     The peak is the highest throughput of a measured level whose p99 meets the SLO, block by block; the ratio has an
@@ -109,7 +112,7 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
         for slo_ms in np.geomspace(p99s.min() * 0.9, p99s.max() * 1.1, 60):
             peaks = [side[side.latency_p99_ms <= slo_ms].groupby("repeat").throughput_rps.max() for side in sides]
             both = peaks[0].index.intersection(peaks[1].index)
-            effect = effect_of(pair, peaks[0][both], peaks[1][both], higher_is_better=True)
+            effect = pair.effect(peaks[0][both], peaks[1][both], more_is_better=True)
             means = [stats.geometric_mean_interval(peak)[0] if len(peak) else np.nan for peak in peaks]
             rows.append(
                 {
@@ -132,31 +135,31 @@ def gain_by_slo(run: Run) -> pd.DataFrame:
 def peak(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """Candidate / baseline of throughput and of p99 latency, a row each, at the primary level of each comparison."""
     rows = []
-    for each in comparisons:
-        if each.primary is None or each.primary.ratio is None:
+    for comparison in comparisons:
+        if comparison.primary is None or comparison.primary.ratio is None:
             continue
-        for cell in each.cells:
-            if cell.level == each.primary.level and cell.metric in (THROUGHPUT, "latency_p99_ms"):
-                row = asdict(cell) | {"workload": each.workload}
-                if cell.metric != THROUGHPUT:  # of a cell, a latency's ratio is baseline / candidate
+        for cell in comparison.cells:
+            if cell.level == comparison.primary.level and cell.metric in (THROUGHPUT.name, "latency_p99_ms"):
+                row = asdict(cell) | {"workload": comparison.workload}
+                if not FIGURES[cell.metric].more_is_better:  # a cell's ratio is baseline / candidate then
                     ratios = cell.ratio, cell.ci_high_ratio, cell.ci_low_ratio
                     row |= zip(RATIO, (1 / ratio if ratio else None for ratio in ratios), strict=True)
                 rows.append(row)
     return pd.DataFrame(rows)
 
 
-def slo_p99_ms(run: Run) -> dict[str, float]:
+def slo_p99_ms(run: RunData) -> dict[str, float]:
     """Workload -> the SLO on its p99 latency, ms, where it has one."""
     found = {}
     for name, workload in dict(zip(run.points.arm, run.points.workload, strict=True)).items():
-        config = Arm(run, name).config()
+        config = ArmData(run, name).config()
         slo = OmegaConf.select(OmegaConf.create(dict(config)), "slo.latency_p99_ms") if config else None
         if slo is not None:
             found[workload] = float(slo)
     return found
 
 
-def all_requests(run: Run) -> list[Requests]:
+def all_requests(run: RunData) -> list[Requests]:
     """Every trial's requests, read once. What cannot be read is left out with a warning; a comparison refuses it."""
     found = []
     for row in load.records(run.points[run.points.state == "complete"]):
@@ -164,4 +167,4 @@ def all_requests(run: Run) -> list[Requests]:
             found.append(load.read_requests(run, row))
         except load.LoadError as error:
             warnings.warn(str(error), stacklevel=2)
-    return [each for each in found if each is not None]
+    return [trial for trial in found if trial is not None]

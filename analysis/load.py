@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import stats
+from orchestrator.load.level import Level
 from orchestrator.paths import RunPaths
 from orchestrator.results.records import (
     SCHEMA_VERSION,
+    Declaration,
     Effective,
     RunRecord,
     SummaryRow,
@@ -38,8 +40,12 @@ class LoadError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One run directory. `points`: one row a planned trial, the columns of the summary plus `run_dir` and `level`."""
+class RunData:
+    """What one run directory holds.
+
+    `record`: run.json. `points`: one row a planned trial, the columns of the summary plus `run_dir` and `level` (its
+    name on disk).
+    """
 
     paths: RunPaths
     record: dict[str, Any]
@@ -50,9 +56,9 @@ class Run:
         return [arm["name"] for arm in self.record["plan"]["arms"]]
 
     @property
-    def declared(self) -> Mapping[str, Any]:
-        """How the run said that it would be compared, as `records.Declaration`."""
-        return dict(self.record["compare"])
+    def declared(self) -> Declaration:
+        """How the run said that it would be compared, before it began."""
+        return Declaration(**self.record["compare"])
 
     @property
     def warnings(self) -> list[str]:
@@ -75,7 +81,7 @@ class Run:
         return "imported" in self.record["provenance"]
 
 
-def load_run(directory: Path) -> Run:
+def load_run(directory: Path) -> RunData:
     """Raises LoadError for a directory that is no run, or one written in another schema."""
     directory = directory.resolve()  # a run has one name, or its blocks could be counted twice
     paths = RunPaths(directory)
@@ -108,7 +114,7 @@ def load_run(directory: Path) -> Run:
     points["valid"] = points.valid.astype(object).where(points.valid.notna(), None)
     points["run_dir"] = str(directory)
     points["level"] = points.trial_id.str.rpartition("-r")[0]
-    return Run(paths, record, points)
+    return RunData(paths, record, points)
 
 
 def find_runs(outputs: Path) -> list[Path]:
@@ -116,7 +122,7 @@ def find_runs(outputs: Path) -> list[Path]:
     return sorted(path.parent for path in outputs.glob("*/run.json"))
 
 
-def overview(directory: Path) -> dict[str, Any]:
+def overview(directory: Path) -> dict[str, str | int]:
     """What a list of runs shows of one. Raises LoadError."""
     run = load_run(directory)
     return {
@@ -139,18 +145,13 @@ def codes(texts: Iterable[Any]) -> list[str]:
     return sorted({code for text in texts if isinstance(text, str) for code in text.split(";") if code})
 
 
-def level_order(level: str) -> tuple[str, float]:
-    """Sorts levels by their number: c9999 before c10000."""
-    return level[0], float(level[1:])
-
-
 # ---- Arms ----
 
 
-class Arm(NamedTuple):
-    """One arm of one run."""
+class ArmData(NamedTuple):
+    """What one run holds of one arm."""
 
-    run: Run
+    run: RunData
     name: str
 
     @property
@@ -163,12 +164,13 @@ class Arm(NamedTuple):
 
     @property
     def levels(self) -> list[str]:
-        return sorted(self.points.level.unique(), key=level_order)
+        """By name, the lowest first."""
+        return sorted(self.points.level.unique(), key=Level.parse)
 
     @property
     def record(self) -> Mapping[str, Any]:
         """The arm as planned: name, axes, levels, copy, service_key."""
-        return next(each for each in self.run.record["plan"]["arms"] if each["name"] == self.name)
+        return next(arm for arm in self.run.record["plan"]["arms"] if arm["name"] == self.name)
 
     def config(self) -> Mapping[str, Any] | None:
         """The composed config, interpolations unresolved; None for imported results. Raises LoadError."""
@@ -184,10 +186,10 @@ class Arm(NamedTuple):
     def effective(self, repeat: int) -> Mapping[str, Any] | None:
         """What the live service reported; None where nothing was read back (imported results, foreign endpoints)."""
         mine = (self.record["service_key"], self.record["copy"])
-        for each in sorted(self.run.record["plan"]["arms"], key=lambda each: each["name"] != self.name):
-            if (each["service_key"], each["copy"]) == mine:  # arms may share a service: it lies with one of them
-                one_for_all = self.run.declared["redeploy"] == "never"  # its only service lies in r0
-                path = self.run.paths.effective_json(each["name"], 0 if one_for_all else repeat)
+        for arm in sorted(self.run.record["plan"]["arms"], key=lambda arm: arm["name"] != self.name):
+            if (arm["service_key"], arm["copy"]) == mine:  # arms may share a service: it lies with one of them
+                one_for_all = self.run.declared.redeploy == "never"  # its only service lies in r0
+                path = self.run.paths.effective_json(arm["name"], 0 if one_for_all else repeat)
                 if path.exists():
                     try:
                         return asdict(read(Effective, path))
@@ -209,7 +211,7 @@ class Arm(NamedTuple):
             _samples(self.run, row, trial(self.run, row))
 
 
-def select(text: str) -> Arm:
+def select(text: str) -> ArmData:
     """`DIR:ARM`, or `DIR` of a run with one arm. Raises LoadError with the arms there are."""
     directory, arm = text, ""
     if not Path(text).exists() and ":" in text:
@@ -219,14 +221,14 @@ def select(text: str) -> Arm:
         arm = run.arms[0]
     if arm not in run.arms:
         asked = f"no arm {arm!r} in {directory}" if arm else f"{directory} has several arms: say which"
-        raise LoadError(f"{asked}; it has {', '.join(f'{directory}:{each}' for each in run.arms)}")
-    return Arm(run, arm)
+        raise LoadError(f"{asked}; it has {', '.join(f'{directory}:{arm}' for arm in run.arms)}")
+    return ArmData(run, arm)
 
 
 # ---- Requests ----
 
 
-def trial(run: Run, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def trial(run: RunData, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """`trial.json` of a complete row of `points`. Raises LoadError."""
     try:
         return asdict(read(TrialRecord, run.paths.trial_json(row["arm"], row["level"], row["repeat"])))
@@ -247,7 +249,7 @@ class Requests:
     over_time: pd.DataFrame
 
 
-def _samples(run: Run, row: Mapping[str, Any], record: Mapping[str, Any]) -> pa.Table | None:
+def _samples(run: RunData, row: Mapping[str, Any], record: Mapping[str, Any]) -> pa.Table | None:
     path = run.paths.samples(row["arm"], row["level"], row["repeat"])
     where = f"{row['arm']}/{row['trial_id']}"
     said = record["metrics"]
@@ -274,8 +276,8 @@ def _same(one: float | None, other: float | None) -> bool:
     return bool(np.isclose(a, b, equal_nan=True))
 
 
-def read_requests(run: Run, row: Mapping[str, Any]) -> Requests | None:
-    """Every request of a complete trial, checked as by `Arm.verify`; None if it has none on record."""
+def read_requests(run: RunData, row: Mapping[str, Any]) -> Requests | None:
+    """Every request of a complete trial, checked as by `ArmData.verify`; None if it has none on record."""
     record = trial(run, row)
     samples = _samples(run, row, record)
     if samples is None:
@@ -304,4 +306,4 @@ def read_requests(run: Run, row: Mapping[str, Any]) -> Requests | None:
 
 def over_time(requests: Sequence[Requests]) -> pd.DataFrame:
     """Throughput a second of each trial; time 0 is the start of its window."""
-    return pd.concat([each.over_time for each in requests], ignore_index=True) if requests else pd.DataFrame()
+    return pd.concat([trial.over_time for trial in requests], ignore_index=True) if requests else pd.DataFrame()

@@ -17,23 +17,26 @@ from datetime import UTC, datetime
 import pandas as pd
 
 from analysis import stats
-from analysis.load import LoadError, Run
+from analysis.load import LoadError, RunData
 
 _LEAST = 1e-6  # a smaller share of the error is none
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look: which (from 1), at what points, and the level at which it may judge; None = the error is spent."""
+    """One look at the data of a run: `number` from 1, `points` the digest of those that may enter a ratio.
 
-    look: int
-    points: str  # digest of the points that may enter a ratio
+    `alpha`: the level at which it may judge; None = the error is spent.
+    """
+
+    number: int
+    points: str
     num_blocks: int
     num_planned: int
     alpha: float | None
 
 
-def take(runs: Sequence[Run], points: pd.DataFrame, num_blocks: int, num_planned: int, max_looks: int) -> Look:
+def take(runs: Sequence[RunData], points: pd.DataFrame, num_blocks: int, num_planned: int, max_looks: int) -> Look:
     """The look at these points. `num_blocks` of `num_planned` primary points are VALID. Raises LoadError."""
     digest = _digest(points)
     # What was looked at in one run alone was one look there; the run looked at most often decides.
@@ -44,7 +47,7 @@ def take(runs: Sequence[Run], points: pd.DataFrame, num_blocks: int, num_planned
     if max_looks > 1:
         alpha = stats.look_alpha(number, max_looks)
     else:
-        spent = max(sum(each.alpha or 0 for each in _recorded(run).values()) for run in runs)
+        spent = max(sum(look.alpha or 0 for look in _recorded(run).values()) for run in runs)
         left = stats.ALPHA * min(1, num_blocks / num_planned) - spent if num_planned else 0
         alpha = left if left > _LEAST else None
     return Look(number, digest, num_blocks, num_planned, alpha)
@@ -52,14 +55,15 @@ def take(runs: Sequence[Run], points: pd.DataFrame, num_blocks: int, num_planned
 
 def after(look: Look, max_looks: int) -> float:
     """The level at which further blocks would be judged; those of a new run have an error of their own."""
-    return (stats.look_alpha(look.look + 1, max_looks) if max_looks > 1 else None) or stats.ALPHA
+    return (stats.look_alpha(look.number + 1, max_looks) if max_looks > 1 else None) or stats.ALPHA
 
 
-def record(runs: Iterable[Run], look: Look) -> None:
+def record(runs: Iterable[RunData], look: Look) -> None:
     """Note the look in each run, once. Raises LoadError if that cannot be done."""
     for run in runs:
         if look.alpha is not None and look.points not in _recorded(run):
-            entry = asdict(look) | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
+            entry = asdict(look)
+            entry = {"look": entry.pop("number"), **entry, "at": datetime.now(UTC).isoformat(timespec="seconds")}
             try:
                 with run.paths.looks_jsonl.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
@@ -69,14 +73,15 @@ def record(runs: Iterable[Run], look: Look) -> None:
                 ) from error
 
 
-def _recorded(run: Run) -> dict[str, Look]:
+def _recorded(run: RunData) -> dict[str, Look]:
     """Digest of the points -> the look at them."""
     found = {}
     try:
         for line in run.paths.looks_jsonl.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             del entry["at"]
-            found[entry["points"]] = Look(**entry)
+            look = Look(entry.pop("look"), **entry)
+            found[look.points] = look
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:

@@ -18,16 +18,20 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from analysis.wording import confidence_text, level_text, metric_text, ratio_texts
+from analysis.cells import FAMILIES
+from analysis.figures import FIGURES, heading
+from analysis.wording import confidence_text, ratio_texts
+from orchestrator.load.level import Level, Unit
 
 Frame = pd.DataFrame
 Names = Sequence[str]
 Style = dict[str, Any]  # keywords of `Axes.plot`
-Notes = dict[str, Any]  # caption: whether it holds
+Notes = dict[str, object]  # caption -> whether it holds (anything true)
 
 # seaborn's "colorblind" palette without the yellow and pink that fade on white, and with black. Written out, because to
 # import seaborn takes seconds. Nine colours and ten markers: a pair comes back only after ninety arms.
@@ -35,9 +39,8 @@ COLOURS = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#9
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 INK, GREY, RED, MARGIN, FLOOR = "#222222", "#555555", "#b00020", "#cfe3f3", "#f6d9b8"
 VERDICTS = {"FASTER": "#00695c", "SLOWER": "#a11212", "EQUIVALENT": "#0b3d91", "INCONCLUSIVE": "#666666"}
-FAMILIES = ["primary", "secondary", "descriptive"]
 RATIO = ["ratio", "ci_low_ratio", "ci_high_ratio"]
-LOOK: dict[Any, Any] = {
+RC_PARAMS: dict[Any, Any] = {
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -53,7 +56,7 @@ LOOK: dict[Any, Any] = {
 CLOSED_LOOP = "Closed loop: a slow reply holds back its client's next request (coordinated omission hides latency)."
 COLOCATED = "The client ran on the same machine as the service and took part of its CPU."
 
-_look = mpl.rc_context(LOOK)  # as decorator: entered anew at each call
+_styled = mpl.rc_context(RC_PARAMS)  # as decorator: entered anew at each call
 
 
 class NothingToDraw(ValueError):
@@ -76,13 +79,14 @@ def _prepare(frame: Frame | None, value: str) -> Frame:
 def _points(frame: Frame | None) -> Frame:
     """Rows with a value, in order of load `x`."""
     points = _prepare(frame, "value").dropna(subset=["value"])
-    if points["level"].str[0].nunique() > 1:
+    levels = points["level"].map(Level.parse)
+    if levels.map(lambda level: level.unit).nunique() > 1:
         raise ValueError("closed-loop and open-loop levels do not fit on one axis: draw each load_mode apart")
-    return points.assign(x=points["level"].str[1:].astype(float)).sort_values("x", kind="stable")
+    return points.assign(x=levels.map(lambda level: float(level.amount))).sort_values("x", kind="stable")
 
 
 def _closed(frame: Frame) -> bool:
-    return bool(frame["level"].str.startswith("c").any())
+    return any(Level.parse(name).unit is Unit.clients for name in frame["level"].unique())
 
 
 def _percentile(points: Frame) -> str:
@@ -91,7 +95,12 @@ def _percentile(points: Frame) -> str:
 
 
 def _levels(levels: Iterable[str]) -> str:
-    return ", ".join(level_text(level, short=True) for level in dict.fromkeys(levels))
+    return ", ".join(Level.parse(name).short_text for name in dict.fromkeys(levels))
+
+
+def _by_level(frame: Frame) -> list[tuple[str, Frame]]:
+    """The rows of each level, the lowest first."""
+    return [(name, frame[frame["level"] == name]) for name in sorted(frame["level"].unique(), key=Level.parse)]
 
 
 def _blocks(frame: Frame) -> str:
@@ -145,14 +154,14 @@ def _extent(rows: Frame, suffix: str = "") -> np.ndarray:
 
 def _draw(ax: Axes, rows: Frame, styles: Mapping[str, Style], by: str = "arm", x: str = "x") -> None:
     """Line, points and intervals of each arm; INVALID points hollow."""
-    for name, group in rows.groupby(by, sort=False):
-        style = styles[str(name)]
-        ax.plot(group[x], group["value"], label=name, gid="line", **style)
-        look: Any = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1, "capsize": 2.5, "alpha": 0.8}
+    for line, group in rows.groupby(by, sort=False):
+        style = styles[str(line)]
+        ax.plot(group[x], group["value"], label=line, gid="line", **style)
+        bar: Any = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1, "capsize": 2.5, "alpha": 0.8}
         for side, suffix in {"yerr": "", "xerr": "_ms"}.items():
             if f"ci_low{suffix}" in group and group[f"ci_low{suffix}"].notna().any():
-                value, low, high = (group[each + suffix] for each in ("value", "ci_low", "ci_high"))
-                ax.errorbar(group[x], group["value"], **look | {side: [value - low, high - value]})
+                value, low, high = (group[name + suffix] for name in ("value", "ci_low", "ci_high"))
+                ax.errorbar(group[x], group["value"], **bar | {side: [value - low, high - value]})
         hollow = group[~group["valid"]]
         if not hollow.empty:
             ax.plot(hollow[x], hollow["value"], ls="", mfc="white", zorder=3, gid="invalid", **style)
@@ -173,18 +182,18 @@ def _panels(count: int, height: float, across: int = 0, **options: Any) -> tuple
 def _finish(fig: Figure, title: str, notes: Notes, captions: Names = ()) -> Figure:
     """Title and legend above the panels, captions below: the figure grows by what these need, the panels do not."""
     width, height = fig.get_size_inches()
-    heading = textwrap.fill(title, int(width * 10))
-    entries: dict[str, Any] = {}
+    wrapped = textwrap.fill(title, int(width * 10))
+    entries: dict[str, Artist] = {}
     for ax in fig.axes:
         entries = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True)) | entries
     columns = max(1, int(width * 14 // (8 + max(map(len, entries), default=0))))
     captions = list(dict.fromkeys([*(note for note, holds in notes.items() if holds), *captions]))
     lines = [line for caption in captions for line in textwrap.wrap(caption, int(width * 15))]
-    legend_at = 0.15 + 0.19 * (1 + heading.count("\n"))
+    legend_at = 0.15 + 0.19 * (1 + wrapped.count("\n"))
     above, below = legend_at + 0.1 + 0.19 * math.ceil(len(entries) / columns), 0.15 + 0.155 * len(lines)
     total = height + above + below
     fig.set_size_inches(width, total)
-    fig.text(0.1 / width, 1 - 0.1 / total, heading, fontsize=11, fontweight="bold", va="top")
+    fig.text(0.1 / width, 1 - 0.1 / total, wrapped, fontsize=11, fontweight="bold", va="top")
     fig.text(0.1 / width, 0.08 / total, "\n".join(lines), fontsize=8, color=GREY, va="bottom", linespacing=1.3)
     place: Any = {"loc": "upper left", "bbox_to_anchor": (0.1 / width, 1 - legend_at / total), "borderaxespad": 0}
     fig.legend(entries.values(), entries.keys(), ncols=columns, frameon=False, borderpad=0, **place)
@@ -192,7 +201,7 @@ def _finish(fig: Figure, title: str, notes: Notes, captions: Names = ()) -> Figu
     return fig
 
 
-@_look
+@_styled
 def throughput_against_p99(
     arm_points: Frame, slo_p99_ms: Mapping[str, float] | None = None, *, arms: Names = ()
 ) -> Figure:
@@ -211,16 +220,16 @@ def throughput_against_p99(
     for ax, workload in zip(axes, workloads, strict=True):
         rows, slo = shown[shown["workload"] == workload], (slo_p99_ms or {}).get(workload)
         _draw(ax, rows, styles, x="value_ms")
-        ax.set(xlabel=metric_text(latency), ylabel=metric_text("throughput_rps"), title=workload)
+        ax.set(xlabel=heading(latency), ylabel=heading("throughput_rps"), title=workload)
         _scale(ax, "x", [*_extent(rows, "_ms"), slo or math.nan])
         _scale(ax, "y", _extent(rows), log_from=50)
         if slo:
             ax.axvline(slo, color=RED, ls="--", gid="slo", label=f"SLO of {workload}: p99 {slo:,g} ms")
         for i, (arm, group) in enumerate(rows.groupby("arm", sort=False)):  # numbers below and above the line, in turn
-            look: Any = {"color": styles[str(arm)]["color"], "fontsize": 8, "textcoords": "offset points"}
-            look |= {"xytext": (-4, 3), "ha": "right"} if i % 2 else {"xytext": (4, -3), "va": "top"}
+            text: Any = {"color": styles[str(arm)]["color"], "fontsize": 8, "textcoords": "offset points"}
+            text |= {"xytext": (-4, 3), "ha": "right"} if i % 2 else {"xytext": (4, -3), "va": "top"}
             for row in (group if len(rows) <= 30 else group.iloc[[0, -1]]).itertuples():
-                ax.annotate(f"{row.x:,g}", (row.value_ms, row.value), gid="level", **look)
+                ax.annotate(f"{row.x:,g}", (row.value_ms, row.value), gid="level", **text)
     without = both[both["value_ms"].isna()].groupby("arm", sort=False)["level"]
     missing = "; ".join(f"{arm} at {_levels(levels)}" for arm, levels in without)
     notes = {
@@ -243,7 +252,7 @@ def _grid(points: Frame, panels: Sequence[Names], title: str, arms: Names, *capt
         rows = points[points["metric"] == metric]
         shown.append(rows)
         load = "concurrency (clients)" if _closed(points) else "offered load (req/s)"
-        ax.set(xlabel=load, ylabel=metric_text(metric))
+        ax.set(xlabel=load, ylabel=heading(metric))
         if rows.empty:
             ax.set(xticks=[], yticks=[], title="not measured, or too few requests")
             continue
@@ -256,7 +265,7 @@ def _grid(points: Frame, panels: Sequence[Names], title: str, arms: Names, *capt
     return _finish(fig, title, _captions(pd.concat(shown)), captions)
 
 
-@_look
+@_styled
 def recsys_grid(arm_points: Frame, *, arms: Names = ()) -> Figure:
     """Throughput and mean, p50 and p99 latency against the level; of the workload `recsys` if there are several."""
     points = _points(arm_points)
@@ -266,7 +275,7 @@ def recsys_grid(arm_points: Frame, *, arms: Names = ()) -> Figure:
     return _grid(points, panels, f"{', '.join(points['workload'].unique())}: throughput and latency by load", arms)
 
 
-@_look
+@_styled
 def vllm_grid(arm_points: Frame, *, arms: Names = ()) -> Figure:
     """Time to first token, time per output token, input and output tokens/s against the level; of arms with tokens."""
     points = _points(arm_points)
@@ -278,7 +287,7 @@ def vllm_grid(arm_points: Frame, *, arms: Names = ()) -> Figure:
     return _grid(points, panels, "Tokens: latency and throughput by load", arms, note)
 
 
-@_look
+@_styled
 def replica_scaling(arm_points: Frame) -> Figure:
     """Output tokens/s, else requests/s, by replicas: a line a profile, each arm at its highest level.
 
@@ -297,17 +306,17 @@ def replica_scaling(arm_points: Frame) -> Figure:
         linear = group["num_replicas"] * (group["value"] / group["num_replicas"]).iloc[0]
         ax.plot(group["num_replicas"], linear, color=GREY, ls=":", gid="linear", label="linear scaling")
     alone = top[top["workload"] == "vllm"].sort_values("num_replicas", kind="stable")
-    look: Any = {"color": "black", "ls": "-.", "lw": 1.2, "gid": "vllm", "label": "vLLM alone"}
+    line: Any = {"color": "black", "ls": "-.", "lw": 1.2, "gid": "vllm", "label": "vLLM alone"}
     if alone["num_replicas"].nunique() > 1:
-        ax.plot(alone["num_replicas"], alone["value"], marker="x", **look)
+        ax.plot(alone["num_replicas"], alone["value"], marker="x", **line)
     else:
         for value in alone["value"]:
-            ax.axhline(value, **look)
-    ax.set(xlabel="replicas (number)", ylabel=metric_text(metric), xlim=(0, rows["num_replicas"].max() * 1.08))
+            ax.axhline(value, **line)
+    ax.set(xlabel="replicas (number)", ylabel=heading(metric), xlim=(0, rows["num_replicas"].max() * 1.08))
     ax.set_xticks(sorted(rows["num_replicas"].unique()))
     _scale(ax, "y", np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines]), log_from=math.inf)
     notes = {f"Each arm at its highest level: {_levels(top.sort_values('x')['level'])}.": True}
-    title = f"{', '.join(rows['workload'].unique())}: {metric_text(metric).split(' (')[0]} by replicas"
+    title = f"{', '.join(rows['workload'].unique())}: {FIGURES[metric].text} by replicas"
     return _finish(fig, title, notes | _captions(top))
 
 
@@ -330,11 +339,11 @@ def _ratio_rows(panels: Sequence[tuple[Axes, Frame]], near: float = 1.1) -> Note
             face = INK if cell.ci_low_ratio <= cell.ci_high_ratio else "white"
             ax.plot([cell.ci_low_ratio, cell.ci_high_ratio], [y, y], color=INK, lw=2.2 if strong else 1.3, zorder=2)
             ax.plot(cell.ratio, y, "D" if strong else "o", color=INK, mfc=face, gid="ratio")
-            look: Any = {"textcoords": "offset points", "va": "center", "fontweight": "bold" if strong else "normal"}
-            look |= {"xy": (1, y), "xycoords": ax.get_yaxis_transform(), "annotation_clip": False}
+            text: Any = {"textcoords": "offset points", "va": "center", "fontweight": "bold" if strong else "normal"}
+            text |= {"xy": (1, y), "xycoords": ax.get_yaxis_transform(), "annotation_clip": False}
             if cell.verdict in VERDICTS:
-                ax.annotate(cell.verdict, xytext=(8, 0), color=VERDICTS[cell.verdict], **look)
-            ax.annotate("   ".join(filter(None, ratio_texts(cell))), xytext=(95 if judged else 8, 0), **look)
+                ax.annotate(cell.verdict, xytext=(8, 0), color=VERDICTS[cell.verdict], **text)
+            ax.annotate("   ".join(filter(None, ratio_texts(cell))), xytext=(95 if judged else 8, 0), **text)
         if (rows["ratio"].notna() & rows["ci_low_ratio"].isna()).any():
             ax.plot([], [], "o", color=INK, mfc="white", label="no interval")
         ax.set_yticks(range(len(rows)), rows["label"])
@@ -344,7 +353,7 @@ def _ratio_rows(panels: Sequence[tuple[Axes, Frame]], near: float = 1.1) -> Note
     return {"A line that ends at the edge goes on beyond the axis.": ((low < left) | (high > right)).any()}
 
 
-@_look
+@_styled
 def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figure:
     """Every ratio with its interval and verdict, the primary on top; > 1 is better, whatever the metric.
 
@@ -352,7 +361,7 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
     """
     cells = _prepare(cells, "ratio").assign(floor=lambda rows: rows["floor_ratio"].fillna(1))
     where = zip(cells["metric"], cells["level"], strict=True)
-    cells["label"] = [f"{metric_text(metric).split(' (')[0]} at {_levels([level])}" for metric, level in where]
+    cells["label"] = [f"{FIGURES[metric].text} at {_levels([level])}" for metric, level in where]
     cells = cells.sort_values("family", key=lambda family: family.map(FAMILIES.index), kind="stable")
     groups = [rows for _, rows in cells.groupby(["family", "baseline", "candidate"], sort=False)]
     whose = dict.fromkeys(cells["candidate"] + " against " + cells["baseline"])
@@ -366,8 +375,8 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
         band = f"equivalence margin, {100 * margin:g} %"
         ax.axvspan(1 / (1 + margin), 1 + margin, color=MARGIN, lw=0, zorder=0.6, gid="margin", label=band)
         if rows["floor"].max() > 1:
-            look: Any = {"height": 1, "color": FLOOR, "zorder": 0.5, "gid": "floor", "label": "noise floor (A/A)"}
-            ax.barh(range(len(rows)), rows["floor"] - 1 / rows["floor"], left=1 / rows["floor"], **look)
+            floor: Any = {"height": 1, "color": FLOOR, "zorder": 0.5, "gid": "floor", "label": "noise floor (A/A)"}
+            ax.barh(range(len(rows)), rows["floor"] - 1 / rows["floor"], left=1 / rows["floor"], **floor)
     axes[-1].set_xlabel("speed-up (ratio, > 1 is better)")
     notes = {
         "Primary: fixed before the run. Secondary: corrected for their number. Descriptive: no verdict.": True,
@@ -379,7 +388,7 @@ def forest(cells: Frame, margin: float = 0.05, *, captions: Names = ()) -> Figur
     return _finish(fig, title, notes | cut, captions)
 
 
-@_look
+@_styled
 def peak_gains(peak: Frame, *, captions: Names = ()) -> Figure:
     """By workload, at the level of the frame: speed-up of throughput, and p99 latency as a fraction of baseline's."""
     peak = _prepare(peak, "ratio").assign(family="", verdict="")
@@ -397,7 +406,7 @@ def peak_gains(peak: Frame, *, captions: Names = ()) -> Figure:
     return _finish(fig, "Gains by workload", notes | _ratio_rows(panels), captions)
 
 
-@_look
+@_styled
 def gain_by_slo(gains: Frame, *, arms: Names = (), captions: Names = ()) -> Figure:
     """Ratio of the peak throughputs within an SLO as a function of that SLO (p99, ms); below, the peaks themselves."""
     gains = _prepare(gains, "candidate_peak_rps").sort_values("slo_ms", kind="stable")
@@ -408,8 +417,8 @@ def gain_by_slo(gains: Frame, *, arms: Names = (), captions: Names = ()) -> Figu
     for key, rows in gains.groupby(["baseline", "candidate"], sort=False):
         slo, candidate = rows["slo_ms"], str(key[1])
         upper.plot(slo, rows["ratio"], gid="ratio", **styles[candidate], **steps)
-        look: Any = {"step": "post", "color": styles[candidate]["color"], "alpha": 0.18, "lw": 0}
-        upper.fill_between(slo, rows["ci_low_ratio"], rows["ci_high_ratio"], **look)
+        band: Any = {"step": "post", "color": styles[candidate]["color"], "alpha": 0.18, "lw": 0}
+        upper.fill_between(slo, rows["ci_low_ratio"], rows["ci_high_ratio"], **band)
         for side in ("baseline", "candidate"):
             arm = rows[side].iloc[0]
             lower.plot(slo, rows[f"{side}_peak_rps"], label=arm, gid="line", **styles[arm], **steps)
@@ -432,45 +441,45 @@ def gain_by_slo(gains: Frame, *, arms: Names = (), captions: Names = ()) -> Figu
     return _finish(fig, title, notes, captions)
 
 
-@_look
+@_styled
 def latency_distribution(distribution: Frame, *, arms: Names = (), captions: Names = ()) -> Figure:
     """Latency (ms) against the percentile of requests, the tail stretched; a panel a level."""
     frame = _prepare(distribution, "latency_ms")
     styles, frame = arm_styles(arms, frame["arm"]), frame[frame["quantile"] < 1]
-    levels = frame.assign(tail=1 / (1 - frame["quantile"])).groupby("level")
+    levels = _by_level(frame.assign(tail=1 / (1 - frame["quantile"])))
     fig, axes = _panels(len(levels), 2.7)
     for ax, (level, rows) in zip(axes, levels, strict=True):
         for arm, group in rows.sort_values("tail").groupby("arm", sort=False):
-            look: Any = {"label": arm, "gid": "line", "markevery": 0.2, "ms": 4, **styles[str(arm)]}
-            ax.plot(group["tail"], group["latency_ms"], **look)
-        ax.set(xscale="log", xlabel="percentile of requests (%)", ylabel="latency (ms)", title=_levels([str(level)]))
+            line: Any = {"label": arm, "gid": "line", "markevery": 0.2, "ms": 4, **styles[str(arm)]}
+            ax.plot(group["tail"], group["latency_ms"], **line)
+        ax.set(xscale="log", xlabel="percentile of requests (%)", ylabel="latency (ms)", title=_levels([level]))
         ticks = [t for t in (1, 2, 10, 100, 1e3, 1e4, 1e5) if t <= rows["tail"].max()]
         ax.set_xticks(ticks, [f"{100 - 100 / t:.10g}" for t in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
         _scale(ax, "y", rows["latency_ms"])
-    notes = {"All VALID repeats together; each line ends where fewer than ten requests lie beyond.": True}
+    notes: Notes = {"All VALID repeats together; each line ends where fewer than ten requests lie beyond.": True}
     return _finish(fig, "Distribution of latency", notes | {CLOSED_LOOP: _closed(frame)}, captions)
 
 
-@_look
+@_styled
 def throughput_over_time(over_time: Frame, *, arms: Names = (), captions: Names = ()) -> Figure:
     """Throughput (requests/s) over the seconds of each trial: ramp-up, warm-up, window; a panel a level."""
     frame = _prepare(over_time, "throughput_rps")
-    styles, levels = arm_styles(arms, frame["arm"]), frame.groupby("level")
+    styles, levels = arm_styles(arms, frame["arm"]), _by_level(frame)
     fig, axes = _panels(len(levels), 2.6)
     for ax, (level, rows) in zip(axes, levels, strict=True):
         warmup, ramp_up = rows["warmup_s"].max(), rows["ramp_up_s"].max()
         for key, group in rows.sort_values(["valid", "time_s"]).groupby(["arm", "repeat"], sort=False):
             arm, valid = str(key[0]), group["valid"].eq(True).all()
-            look: Any = {"lw": 1.1} if valid else {"lw": 0.7, "ls": "--", "mfc": "white"}
-            look |= {"label": arm, "gid": "valid" if valid else "invalid", "markevery": 0.3, "ms": 3.5, **styles[arm]}
-            ax.plot(group["time_s"], group["throughput_rps"], **look)
+            line: Any = {"lw": 1.1} if valid else {"lw": 0.7, "ls": "--", "mfc": "white"}
+            line |= {"label": arm, "gid": "valid" if valid else "invalid", "markevery": 0.3, "ms": 3.5, **styles[arm]}
+            ax.plot(group["time_s"], group["throughput_rps"], **line)
         ax.axvspan(-warmup - ramp_up, -warmup, color="#d4d4d4", lw=0, zorder=0, gid="ramp_up", label="ramp-up")
         ax.axvspan(-warmup, 0, color="#ededed", lw=0, zorder=0, gid="warmup", label="warm-up")
         ax.margins(x=0)
         _scale(ax, "y", rows["throughput_rps"], log_from=math.inf)
-        ax.set(xlabel="time from window start (s)", ylabel=metric_text("throughput_rps"), title=_levels([str(level)]))
-    notes = {"A line a repeat, dashed if INVALID. White: the measurement window.": True}
+        ax.set(xlabel="time from window start (s)", ylabel=heading("throughput_rps"), title=_levels([level]))
+    notes: Notes = {"A line a repeat, dashed if INVALID. White: the measurement window.": True}
     return _finish(fig, "Throughput over time", notes, captions)
 
 
@@ -521,7 +530,7 @@ def save(figures: Mapping[str, Figure], directory: Path) -> list[Path]:
     for path in paths:
         partial = path.with_name(f".{path.name}.partial")
         metadata: Any = {"Date": None} if path.suffix == ".svg" else None
-        with mpl.rc_context(LOOK):
+        with mpl.rc_context(RC_PARAMS):
             figures[path.stem].savefig(partial, format=path.suffix[1:], dpi=150, metadata=metadata)
         os.replace(partial, path)
     return paths

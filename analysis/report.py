@@ -10,6 +10,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import compare, load, published
-from analysis.compare import Cell, Comparison
+from analysis import cells, compare, load, published
+from analysis.cells import Cell, Comparison
 from analysis.differences import Difference
-from analysis.load import Arm, Run
-from analysis.wording import MISSING, confidence_text, is_missing, level_text, metric_text, number, ratio_texts
+from analysis.figures import heading
+from analysis.load import ArmData, RunData
+from analysis.wording import MISSING, confidence_text, is_missing, number, ratio_texts
+from orchestrator.load.level import Level
 from orchestrator.results.records import read_json
 from orchestrator.results.validity import INVALID_REASONS
 
@@ -54,7 +57,7 @@ def judged(comparison: Comparison) -> list[str]:
         return ["No primary cell: nothing was fixed before the run to be judged on"]
     floor = "no noise floor given" if is_missing(cell.floor_ratio) else f"noise floor ×{number(cell.floor_ratio)}"
     return [
-        f"Judged on {metric_text(cell.metric)} at {level_text(cell.level)}",
+        f"Judged on {heading(cell.metric)} at {Level.parse(cell.level)}",
         f"{cell.num_blocks} of {cell.num_planned} blocks usable",
         f"equivalent means within ×{number(1 / (1 + margin))} to ×{number(1 + margin)} (margin {100 * margin:g} %)",
         f"look {comparison.look}",
@@ -66,40 +69,67 @@ def judged(comparison: Comparison) -> list[str]:
 # ---- What may be doubted ----
 
 
-def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Counts, what went wrong at which arm and level, and caveats. `details` as in `render_html`."""
+@dataclass(frozen=True)
+class Problem:
+    """Why one trial is INVALID or failed. `block`: "block 2", with the run's id where there are several."""
+
+    block: str
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong at one arm and level, its `title`. `count`: how many blocks are VALID, as a sentence."""
+
+    title: str
+    count: str
+    problems: Sequence[Problem]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What may be doubted: `counts` of trials in a sentence, troubles, and caveats in words."""
+
+    counts: str
+    troubles: Sequence[Trouble] = ()
+    notes: Sequence[str] = ()
+
+
+def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) -> Findings:
+    """`details` as in `render_html`."""
     if points.empty:
-        return {"counts": "No trial was planned.", "entries": [], "notes": []}
+        return Findings("No trial was planned.")
     records = {(record.get("run_dir"), record["arm"], record["trial_id"]): record for record in details}
     several = "run_dir" in points and points.run_dir.nunique() > 1
     complete = points.state == "complete"
     # `valid` may hold None or NaN: only a real False is INVALID, and only in a complete trial.
     valid, invalid = points.valid.eq(True), complete & points.valid.eq(False)
     others = {"INVALID": invalid, "failed": points.state == "failed", "not run": points.state == "planned"}
-    entries = []
+    troubles = []
     for (arm, level), group in points[invalid | others["failed"]].groupby(["arm", "level"], sort=False):
         here = valid[(points.arm == arm) & (points.level == level)]
-        items = [item for row in load.records(group) for item in _problems(row, records, several)]
-        title = f"{arm}, {level_text(str(level))}"
-        entries.append({"title": title, "count": f"{here.sum()} of {len(here)} blocks VALID", "items": items})
+        problems = [problem for row in load.records(group) for problem in _problems(row, records, several)]
+        title = f"{arm}, {Level.parse(str(level))}"
+        troubles.append(Trouble(title, f"{here.sum()} of {len(here)} blocks VALID", problems))
     counts = f"{valid.sum()} of {len(points)} planned trials are VALID"
-    counts += "".join(f", {each.sum()} {kind}" for kind, each in others.items() if each.any()) + "."
+    counts += "".join(f", {found.sum()} {kind}" for kind, found in others.items() if found.any()) + "."
     counts += " An INVALID point never enters a ratio." if invalid.any() else ""
-    return {"counts": counts, "entries": entries, "notes": _caveats(points[complete])}
+    return Findings(counts, troubles, _caveats(points[complete]))
 
 
-def _problems(row: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], several: bool) -> list[dict[str, str]]:
+def _problems(row: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], several: bool) -> list[Problem]:
     record = records.get((row.get("run_dir"), row["arm"], row["trial_id"]), {})
     block = f"block {row['repeat'] + 1}{' of ' + row['run_id'] if several else ''}"
     if row["state"] == "failed":
         log = f" (log: {record['log']})" if record.get("log") else ""
         what = {"service": " (the service never came up)", "trial": " (the measurement failed)"}
         text = str(record.get("error", "see failure.json")).strip()
-        return [{"block": block, "code": f"FAILED{what.get(record.get('stage', ''), '')}", "text": text + log}]
+        return [Problem(block, f"FAILED{what.get(record.get('stage', ''), '')}", text + log)]
     sentences = INVALID_REASONS | record.get("invalid_details", {})
     codes = load.codes([row["invalid_reasons"]])
-    problems = [{"block": block, "code": f"INVALID {code}", "text": sentences.get(code, "")} for code in codes]
-    return problems or [{"block": block, "code": "INVALID", "text": "no reason was recorded"}]
+    problems = [Problem(block, f"INVALID {code}", sentences.get(code, "")) for code in codes]
+    return problems or [Problem(block, "INVALID", "no reason was recorded")]
 
 
 def _caveats(complete: pd.DataFrame) -> list[str]:
@@ -117,21 +147,30 @@ def _caveats(complete: pd.DataFrame) -> list[str]:
     return texts
 
 
-def grouped_differences(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class DifferenceGroup:
+    """The differences that the comparisons called `labels` have in common, by where they were found (its title)."""
+
+    labels: Sequence[str]
+    num_unallowed: int
+    parts: Sequence[tuple[str, Sequence[Difference]]]
+
+
+def grouped_differences(comparisons: Sequence[Comparison]) -> list[DifferenceGroup]:
     """Comparisons of one run mostly differ in the same flags: each set of differences is shown once."""
     groups: dict[tuple[Difference, ...], list[str]] = {}
     for comparison in comparisons:
         groups.setdefault(comparison.differences, []).append(comparison.label)
     return [
-        {
-            "labels": labels,
-            "num_unallowed": sum(not each.allowed for each in differences),
-            "parts": [
-                (title, [each for each in differences if each.where == where])
+        DifferenceGroup(
+            labels,
+            sum(not difference.allowed for difference in differences),
+            [
+                (title, [difference for difference in differences if difference.where == where])
                 for where, title in WHERE.items()
-                if any(each.where == where for each in differences)
+                if any(difference.where == where for difference in differences)
             ],
-        }
+        )
         for differences, labels in groups.items()
     ]
 
@@ -145,7 +184,7 @@ def provenance(
     dirty = (
         "" if git.get("dirty") is False else " with uncommitted changes" if git.get("dirty") else " (changes unknown)"
     )
-    runs = dict.fromkeys(run for each in comparisons for run in (each.baseline_run, each.candidate_run))
+    runs = dict.fromkeys(run for one in comparisons for run in (one.baseline_run, one.candidate_run))
     rows = [
         ("Run", record.get("run_id")),
         ("Compared directories", ", ".join(runs) if len(runs) > 1 else None),
@@ -211,7 +250,13 @@ def render(name: str, filters: Mapping[str, Any], **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "metric": metric_text, "level": level_text, "judged": judged, **filters}
+    environment.filters |= {
+        "number": number,
+        "metric": heading,
+        "level": lambda name: Level.parse(name).text,
+        "judged": judged,
+        **filters,
+    }
     return environment.get_template(name).render(signs=SIGNS, **values)
 
 
@@ -229,7 +274,7 @@ def render_html(
     cannot run anything. `details`: trial.json of the INVALID trials and failure.json of the failed ones, as read.
     `services`: arm -> effective.json of one of its services.
     """
-    verdicts = Counter(each.verdict for each in comparisons)
+    verdicts = Counter(comparison.verdict for comparison in comparisons)
     return render(
         "report.html.jinja",
         {"breakable": _breakable, "confidence": confidence_text, "ratio_texts": ratio_texts, "bar": _bar},
@@ -237,7 +282,7 @@ def render_html(
         tally=", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()),
         span=_span,
         # One axis for all verdicts, so that their bars can be compared by eye.
-        verdicts_span=max((_span([each.primary], each.margin) for each in comparisons if each.primary), default=1.0),
+        verdicts_span=max((_span([one.primary], one.margin) for one in comparisons if one.primary), default=1.0),
         figures=[
             {
                 "id": re.sub(r"[^A-Za-z0-9_-]+", "-", name),
@@ -257,11 +302,11 @@ def render_html(
 # ---- The files of a run ----
 
 
-def points_of(runs: Iterable[Run]) -> pd.DataFrame:
+def points_of(runs: Iterable[RunData]) -> pd.DataFrame:
     return pd.concat([run.points for run in runs], ignore_index=True)
 
 
-def trial_details(run: Run) -> list[dict[str, Any]]:
+def trial_details(run: RunData) -> list[dict[str, Any]]:
     """trial.json of the INVALID trials and failure.json of the failed ones, each with its `run_dir`."""
     found = []
     for row in load.records(run.points):
@@ -270,11 +315,11 @@ def trial_details(run: Run) -> list[dict[str, Any]]:
             found.append(dict(load.trial(run, row)))
         elif row["state"] == "failed" and (path := run.paths.failure_json(*where)).exists():
             found.append(dict(read_json(path)))
-    return [{**each, "run_dir": str(run.paths.root)} for each in found]
+    return [{**record, "run_dir": str(run.paths.root)} for record in found]
 
 
 def write(
-    run: Run, floor: Run | None = None, more: Sequence[Run] = (), allow_diff: Sequence[str] = ()
+    run: RunData, floor: RunData | None = None, more: Sequence[RunData] = (), allow_diff: Sequence[str] = ()
 ) -> list[Comparison]:
     """Compare the arms of a run; write comparison.csv, plots/ and, last, report.html.
 
@@ -283,10 +328,10 @@ def write(
     from analysis import frames, plots  # matplotlib takes a second, which a gate need not wait for
 
     comparisons = compare.compare_run(run, floor, more, allow_diff, record=True)
-    cells, requests = compare.cells_frame(comparisons), frames.all_requests(run)
+    table, requests = cells.cells_frame(comparisons), frames.all_requests(run)
     drawn = plots.all_figures(
         frames.arm_points(run, requests),
-        cells,
+        table,
         frames.gain_by_slo(run),
         frames.distribution(requests),
         load.over_time(requests),
@@ -300,11 +345,11 @@ def write(
         name: (" ".join(figure.texts[0].get_text().split()), (run.paths.plots_dir / f"{name}.svg").read_bytes())
         for name, figure in drawn.items()
     }
-    services = {arm: service for arm in run.arms if (service := Arm(run, arm).effective(0))}
+    services = {arm: service for arm in run.arms if (service := ArmData(run, arm).effective(0))}
     runs = [run, *more]
-    details = [each for one in runs for each in trial_details(one)]
+    details = [record for one in runs for record in trial_details(one)]
     html = render_html(comparisons, run.record, points_of(runs), figures, details, services)
-    cells.to_csv(run.paths.comparison_csv, index=False)
+    table.to_csv(run.paths.comparison_csv, index=False)
     partial = run.paths.report_html.with_suffix(".html.partial")
     partial.write_text(html, encoding="utf-8")
     partial.replace(run.paths.report_html)

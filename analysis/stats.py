@@ -133,7 +133,7 @@ def _logs(values: ArrayLike, what: str) -> Floats:
         raise ValueError(f"{what} needs one value a block and at least one block, found shape {values.shape}")
     if not np.all((values > 0) & np.isfinite(values)):
         raise ValueError(f"{what} must be positive and finite, found {values.tolist()}")
-    return np.log(values)
+    return np.asarray(np.log(values))
 
 
 def _mean_and_sd(values: Floats) -> tuple[float, float | None]:
@@ -267,9 +267,9 @@ def minimum_detectable_ratio(aa_effect: Effect, num_blocks: int, alpha: float = 
     if aa_effect.log_sd is None or num_blocks < 2:
         raise ValueError(f"needs two blocks, found {aa_effect.num_blocks} in the A/A and {num_blocks} to plan for")
     dof, limit = num_blocks - 1, _t_quantile(alpha, num_blocks - 1)
-    # (Z + shift) / S > limit for sure enough if both Z and S keep to quantiles of sqrt(power): an upper bracket.
-    each = math.sqrt(power)
-    bracket = limit * math.sqrt(2 * gammaincinv(dof / 2, each) / dof) + ndtri(each)
+    # An upper bracket: (Z + shift) / S > limit with `power` at least, if Z and S each keep to that of its square root.
+    share = math.sqrt(power)
+    bracket = limit * math.sqrt(2 * gammaincinv(dof / 2, share) / dof) + ndtri(share)
     shift = brentq(lambda noncentrality: 1 - nctdtr(dof, noncentrality, limit) - power, 0, bracket)
     return _exp(shift * aa_effect.log_sd / math.sqrt(num_blocks))
 
@@ -321,7 +321,7 @@ def histogram_quantiles(counts: ArrayLike, edges: ArrayLike, ps: ArrayLike) -> F
     """Quantiles (rows, len(ps)) of histograms (rows, num_bins), within one bin; interpolated on the log scale."""
     below = np.pad(np.cumsum(np.atleast_2d(counts), axis=1), ((0, 0), (1, 0)))
     log_edges, ps = np.log(edges), np.atleast_1d(ps)
-    return np.exp(np.stack([np.interp(ps * row[-1], row, log_edges) for row in below]))
+    return np.asarray(np.exp(np.stack([np.interp(ps * row[-1], row, log_edges) for row in below])))
 
 
 def slice_percentile_interval(

@@ -1,19 +1,18 @@
-"""Figures and names as text: one way to write a ratio, a level or a metric, for every format.
+"""Numbers as text: one way to write a value, a ratio, an interval or a result, for every format.
 
-A figure that is not there is shown as "–", never as 0.
+A value that is not there is shown as "–", never as 0.
 """
 
 import math
-import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-if TYPE_CHECKING:
-    from analysis.compare import Cell
+from analysis.cells import Cell
+from analysis.figures import FIGURES
+from orchestrator.load.level import Level
 
 MISSING = "–"
-UNITS = {"rps": "req/s", "ms": "ms", "tok_per_s": "tok/s", "ratio": ""}
 
 
 def is_missing(value: Any) -> bool:
@@ -32,7 +31,7 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
-def ratio_texts(cell: "Cell") -> tuple[str, str]:
+def ratio_texts(cell: Cell) -> tuple[str, str]:
     """("×3.94", "3.71 to 4.18"), of equally many decimals; the interval is "" where there is none.
 
     A bound never rounds to 1.00 when it is not 1: FASTER with "1.00 to 1.08" would look like a contradiction.
@@ -61,28 +60,22 @@ def confidence_text(confidence: float | None) -> str:
     return f"{min(100 * confidence, 99.99):.4g} %"
 
 
-def effect_text(cell: "Cell") -> str:
+def effect_text(cell: Cell) -> str:
     """×3.94 (95 % interval 3.71 to 4.18)"""
     ratio, interval = ratio_texts(cell)
     return f"{ratio} ({confidence_text(cell.confidence)} interval {interval})" if interval else ratio
 
 
-def metric_text(metric: str) -> str:
-    """latency_p99_ms -> "latency p99 (ms)"; an unknown unit stays part of the name."""
-    for suffix, unit in UNITS.items():
-        if metric.endswith(f"_{suffix}"):
-            name = metric.removesuffix(f"_{suffix}").replace("p999", "p99.9").replace("_", " ")
-            name = name.replace("ttft", "TTFT").replace("tpot", "TPOT")
-            return f"{name} ({unit})" if unit else name
-    return metric.replace("_", " ")
+def result_text(cell: Cell) -> str:
+    """×3.94 (95 % interval 3.71 to 4.18) the throughput at 64 clients, 5 blocks
 
-
-def level_text(level: str, short: bool = False) -> str:
-    """c0064 -> "64 clients" ("c=64" if short); r000250.00 -> "250 req/s" ("250/s")."""
-    match = re.fullmatch(r"([cr])(\d+(?:\.\d+)?)", level)
-    if not match:
-        return level
-    amount = f"{float(match[2]):,g}"
-    if match[1] == "r":
-        return f"{amount}/s" if short else f"{amount} req/s"
-    return f"c={amount}" if short else f"{amount} client{'' if amount == '1' else 's'}"
+    Of a figure of which less is better, the ratio alone could be read the wrong way round: both values are there.
+    """
+    figure = FIGURES[cell.metric]
+    what = f"the {figure.text}"
+    if not figure.more_is_better:
+        values = f"{number(cell.candidate_value)} against {number(cell.baseline_value)} {figure.unit}"
+        what = f"in {figure.text} ({values})"
+    of = f" of {cell.num_planned}" if cell.num_blocks < cell.num_planned else ""
+    blocks = f"{cell.num_blocks}{of} block{'s' if (cell.num_planned if of else cell.num_blocks) != 1 else ''}"
+    return f"{effect_text(cell)} {what} at {Level.parse(cell.level)}, {blocks}"

@@ -41,7 +41,14 @@ def measure(root: Path, python: str, directory: Path) -> None:
     before: tuple[int, float] | None = None
     for jobs in JOBS:
         swept = ["profile=baseline,optimized", f"workload.max_ongoing_requests=range(1,{jobs // 2 + 1})"]
-        dry_run = [*command, f"outputs={directory}", "dry_run=true", "sweep=quick", *swept, "-m"]
+        dry_run = [
+            *command,
+            f"outputs={directory}",
+            "dry_run=true",
+            "sweep=quick",
+            *swept,
+            "-m",
+        ]  # which older checkouts need
         cpu_s = min(cpu_of(dry_run, root) for _ in range(REPEATS[jobs]))
         further = f"{1000 * (cpu_s - before[1]) / (jobs - before[0]):17.0f}" if before else ""
         print(f"{jobs:>5} {cpu_s:>7.2f} {further}", flush=True)

@@ -1,4 +1,4 @@
-"""`python -m orchestrator [overrides] [-m]`: compose with Hydra, then plan, check and run.
+"""`python -m orchestrator [overrides]`: compose with Hydra, then plan, check and run.
 
 The only caller of `hydra.main`. Hydra composes; its task only collects the composed jobs. What has to be undone
 (services) is planned and run after Hydra has returned, where no launcher or callback stands in between.
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from orchestrator.composition import once_a_job
+from orchestrator.composition import check_commas, once_a_job
 from orchestrator.config import parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError, ServiceError
 from orchestrator.paths import RunPaths, create_run_dir
@@ -66,12 +67,16 @@ def _compose(arguments: list[str]) -> "list[Job]":
                 "own sweep); run one after the other"
             )
     found: list[tuple[DictConfig, dict[str, str], str, Path]] = []
+    choices: dict[str, str] = {}  # config group -> option
+    ignored: set[str] = set()  # keys of hydra.sweeper.params
 
     @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
     def collect(composed: DictConfig) -> None:
         record = HydraConfig.get()
         pairs = (override.lstrip("+~").partition("=") for override in record.overrides.task)
         overrides = {key: value for key, _, value in pairs}
+        ignored.update((record.sweeper.get("params") or {}).keys() - overrides.keys())
+        choices.update(record.runtime.choices)
         hydra_dir = Path(record.runtime.output_dir) / (record.output_subdir or "")
         found.append((composed, overrides, str(record.runtime.choices.get("profile")), hydra_dir))
 
@@ -87,6 +92,14 @@ def _compose(arguments: list[str]) -> "list[Job]":
             raise ConfigError(f"the config does not compose, see above; nothing was deployed{hint}") from None
     if not found:
         return []
+    if ignored:
+        raise ConfigError(
+            f"hydra.sweeper.params of {', '.join(sorted(ignored))}: Hydra ignores them in a file of a config group "
+            "that is itself swept; they belong into conf/experiment/"
+        )
+    asked = get_args_parser().parse_args(arguments)
+    if not asked.multirun:
+        check_commas(asked.overrides, choices)
     from orchestrator.arms import Job
 
     return [Job(parse(composed), overrides, profile, folder) for composed, overrides, profile, folder in found]
@@ -178,14 +191,14 @@ def _report(paths: RunPaths) -> None:
     from orchestrator.progress import console, line
 
     line("\nComparing ...")
-    from analysis import compare, formats, load, report  # seconds, which only a complete run need wait for
+    from analysis import contrasts, formats, load, report  # seconds, which only a complete run need wait for
 
     try:
         comparisons = report.write(load.load_run(paths.root))
     except Interrupted:
         line(f"Interrupted; the run is complete: python -m analysis report {shlex.quote(str(paths.root))}")
         raise
-    except (compare.IncomparableError, load.LoadError) as error:
+    except (contrasts.IncomparableError, load.LoadError) as error:
         line(f"[red]not compared[/red] {escape(str(error))}")
         return
     for comparison in comparisons:

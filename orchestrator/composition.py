@@ -2,25 +2,34 @@
 
 Hydra composes every job twice: first to find mistakes before a launcher sends jobs to other machines, then in the
 launcher. Ours is in this process and its task only collects, so a mistake in the last job is found in time all the
-same. Hydra also reads and parses every file anew for each job.
+same. Hydra also reads and parses every file anew for each job, and composes once more to learn `hydra.mode`, which
+conf/config.yaml fixes; where that fails it would blame the commas of a sweep for what is wrong elsewhere.
 """
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+import gc
+import shlex
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, ValueType
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
+
+from orchestrator.errors import ConfigError
 
 
 @contextmanager
 def once_a_job() -> Iterator[None]:
     """Within it, Hydra composes each job of a sweep once and reads each file once."""
     files: dict[tuple[str, ...], ConfigResult | None] = {}
-    load_config, validate_batch_is_legal = ConfigRepository.load_config, Sweeper.validate_batch_is_legal
+    load_config = ConfigRepository.load_config
 
     def read_once(repository: ConfigRepository, config_path: str) -> ConfigResult | None:
         key = (config_path, *map(repr, repository.get_sources()))
@@ -29,12 +38,38 @@ def once_a_job() -> Iterator[None]:
         found = files[key]  # its config is copied, for Hydra merges into what it is given
         return found and dataclasses.replace(found, config=copy.deepcopy(found.config))
 
-    def leave_it_to_the_launcher(_sweeper: Sweeper, _batch: Sequence[Sequence[str]]) -> None:
-        pass
-
-    replaced: Any = ConfigRepository, Sweeper  # mypy: methods are not to be assigned
-    replaced[0].load_config, replaced[1].validate_batch_is_legal = read_once, leave_it_to_the_launcher
+    ours: list[tuple[Any, str, Callable[..., Any]]] = [
+        (ConfigRepository, "load_config", read_once),
+        (Sweeper, "validate_batch_is_legal", lambda _sweeper, _batch: None),  # the launcher does
+        (Hydra, "get_mode", lambda _hydra, **_: RunMode.MULTIRUN),
+    ]
+    theirs = [(owner, name, getattr(owner, name)) for owner, name, _ in ours]
+    for owner, name, function in ours:
+        setattr(owner, name, function)
+    gc.disable()  # a config is full of cycles and lives on: to look for garbage is a sixth of the time
     try:
         yield
     finally:
-        replaced[0].load_config, replaced[1].validate_batch_is_legal = load_config, validate_batch_is_legal
+        gc.freeze()
+        gc.enable()
+        for owner, name, function in theirs:
+            setattr(owner, name, function)
+
+
+def check_commas(overrides: Sequence[str], groups: Collection[str]) -> None:
+    """Refuse a comma that may be part of a value. Raises ConfigError with the quoted form.
+
+    Config groups, numbers and booleans are swept by a comma; of text, such as a header, nobody can tell.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        swept = override.value()
+        if override.value_type is not ValueType.SIMPLE_CHOICE_SWEEP or override.key_or_group in groups:
+            continue
+        assert isinstance(swept, ChoiceSweep)
+        if not all(isinstance(value, int | float | None) for value in swept.list):
+            key, _, text = str(override.input_line).partition("=")
+            one = shlex.quote('{}="{}"'.format(key, text.replace('"', '\\"')))
+            raise ConfigError(
+                f"{override.input_line}: one value with a comma in it, or several?   As one value: {one}   "
+                f"As several: {shlex.quote(f'{key}=choice({text})')}"
+            )

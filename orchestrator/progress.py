@@ -135,7 +135,11 @@ def print_plan(plan: Plan) -> None:
     table = Table(*(Column(name, overflow="fold") for name in ("arm", "levels", "flags")), box=None, pad_edge=False)
     for arm in plan.arms:
         flags = " ".join(f"{name}={value}" for name, value in arm.config.profile.env.items())
-        table.add_row(escape(arm.name), " ".join(level.short_text for level in arm.levels), escape(flags) or "(none)")
+        table.add_row(
+            escape(arm.name),
+            " ".join(level.short_text.removeprefix("c=") for level in arm.levels),
+            escape(flags) or "(none)",
+        )
     console.print(table)
     if any(arm.config.workload.server is not None for arm in plan.arms):
         line("\nA workload without Ray Serve has no flags: it is measured once, whatever profiles are swept.")

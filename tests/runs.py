@@ -32,7 +32,9 @@ def make_run(
     directory: Path,
     speeds: Mapping[str, float],
     *,
-    levels: Sequence[int] = (4, 16),
+    levels: Sequence[float] = (4, 16),
+    open_loop: bool = False,
+    figure: str = "throughput_rps",
     repeats: int = 3,
     noise: float = 0.02,
     seed: int = 0,
@@ -44,7 +46,9 @@ def make_run(
     status: str = "complete",
     **compare: Any,
 ) -> RunPaths:
-    """`speeds`: arm -> replies of one client per second. `invalid`, `failed`, `missing`: (arm, concurrency, repeat).
+    """`speeds`: arm -> replies of one client per second. `invalid`, `failed`, `missing`: (arm, level, repeat).
+
+    `levels`: clients, or with `open_loop` requests per second. `figure`: what the run is judged by.
 
     `config`, `effective`: arm -> what is laid over the usual. An arm called `x~2` is a copy of `x`.
     """
@@ -59,7 +63,7 @@ def make_run(
                 PlannedArm(
                     name=safe_name(arm),
                     axes={"profile": profile},
-                    levels=[Level.of_clients(level).name for level in levels],
+                    levels=[_level(level, open_loop).name for level in levels],
                     copy=int("~" in arm),
                     service_key=f"key-{profile}",
                 )
@@ -70,14 +74,15 @@ def make_run(
                 deployed = speed * np.exp(rng.normal(0, noise))
                 for level in levels:
                     where = (arm, level, repeat)
-                    row = _row(paths, arm, profile, level, repeat)
+                    row = _row(paths, arm, profile, level, repeat, open_loop)
                     journal.expect([row])
                     if where in failed:
                         error = "DEPLOY_FAILED: no luck"
                         journal.fail(row.arm, row.trial_id, "service", error, directory / "services" / "x")
                     elif where not in missing:
                         journal.record(_measure(paths, row, deployed, rng, where in invalid))
-        journal.begin(_record(journal, arms, max(levels), Declaration(**(COMPARE | {"repeats": repeats} | compare))))
+        declared = Declaration(**(COMPARE | {"repeats": repeats} | compare))
+        journal.begin(_record(journal, arms, _level(max(levels), open_loop), figure, declared))
         journal.save() if status == "running" else journal.finish(status)
     return paths
 
@@ -85,7 +90,7 @@ def make_run(
 COMPARE: dict[str, Any] = {"treatment": ["profile"], "baseline": None, "redeploy": "per_repeat"}
 
 
-def _record(journal: Journal, arms: list[PlannedArm], highest: int, compare: Declaration) -> RunRecord:
+def _record(journal: Journal, arms: list[PlannedArm], highest: Level, figure: str, compare: Declaration) -> RunRecord:
     names = [arm.name for arm in arms]
     candidates: list[str | None] = [*names[1:]]
     return RunRecord(
@@ -101,8 +106,8 @@ def _record(journal: Journal, arms: list[PlannedArm], highest: int, compare: Dec
                 axes={},
                 baseline=names[0],
                 candidate=name,
-                metric="throughput_rps",
-                level=Level.of_clients(highest).name,
+                metric=figure,
+                level=highest.name,
             )
             for name in candidates or [None]
         ],
@@ -178,7 +183,8 @@ def planned_row(**known: Any) -> SummaryRow:
 def trial_record(row: SummaryRow, **found: Any) -> TrialRecord:
     """A complete, VALID trial without a figure, but for what was found."""
     usual: dict[str, Any] = {
-        **{name: getattr(row, name) for name in ("trial_id", "run_id", "arm", "repeat", "load_mode", "concurrency")},
+        **{name: getattr(row, name) for name in ("trial_id", "run_id", "arm", "repeat", "load_mode")},
+        **{name: getattr(row, name) for name in ("concurrency", "offered_rps")},
         "level": row.trial_id.rpartition("-r")[0],
         "service_key": row.service_key,
         "started_at": "2026-11-21T07:00:00+00:00",
@@ -198,29 +204,44 @@ def trial_record(row: SummaryRow, **found: Any) -> TrialRecord:
     return TrialRecord(**(usual | found))
 
 
-def _row(paths: RunPaths, arm: str, profile: str, level: int, repeat: int) -> SummaryRow:
+def _level(amount: float, open_loop: bool) -> Level:
+    return Level.of_rate(amount) if open_loop else Level.of_clients(int(amount))
+
+
+def _row(paths: RunPaths, arm: str, profile: str, amount: float, repeat: int, open_loop: bool) -> SummaryRow:
+    level = _level(amount, open_loop)
     return planned_row(
         run_id=paths.run_id,
         arm=safe_name(arm),
-        trial_id=trial_id(Level.of_clients(level).name, repeat),
+        trial_id=trial_id(level.name, repeat),
         repeat=repeat,
         profile=profile,
         service_key=f"key-{profile}",
-        concurrency=level,
+        load_mode=level.load_mode,
+        concurrency=level.concurrency,
+        offered_rps=level.offered_rps,
     )
 
 
 def _measure(paths: RunPaths, row: SummaryRow, speed: float, rng: np.random.Generator, invalid: bool) -> TrialRecord:
-    assert row.concurrency is not None
     assert row.duration_s is not None
-    samples = draw_samples(row.concurrency, speed, row.duration_s, rng)
-    path = paths.samples(row.arm, Level.of_clients(row.concurrency).name, row.repeat)
+    if row.concurrency is not None:
+        samples = draw_samples(row.concurrency, speed, row.duration_s, rng)
+    else:
+        assert row.offered_rps is not None
+        samples = draw_arrivals(row.offered_rps, speed, row.duration_s, rng)
+    path = paths.samples(row.arm, row.trial_id.rpartition("-r")[0], row.repeat)
     path.parent.mkdir(parents=True)
     write_samples(path, samples)
-    client = {"num_requests": len(samples), "num_processes": 1, "cpu_ratio": 0.1, "latency_resolution_ms": 0.0}
     return trial_record(
         row,
-        client=ClientFacts(**client, versions={"locust": "2.47.0"}),
+        client=ClientFacts(
+            num_requests=len(samples),
+            num_processes=1,
+            cpu_ratio=0.1,
+            latency_resolution_ms=0.0,
+            versions={"locust": "2.47.0"},
+        ),
         metrics=compute_metrics(samples, row.duration_s, {"latency_p99_ms": 500}),
         valid=not invalid,
         invalid_reasons=["drift"] if invalid else [],
@@ -234,11 +255,21 @@ def draw_samples(concurrency: int, speed: float, duration_s: float, rng: np.rand
     latency_s = rng.lognormal(np.log(1 / speed) - 0.045, 0.3, (concurrency, num))
     sent_at_s = np.cumsum(latency_s, axis=1) - latency_s - 1.5
     keep = sent_at_s < duration_s
-    sent, latency = sent_at_s[keep], latency_s[keep] * 1000
-    order = np.argsort(sent)
+    order = np.argsort(sent_at_s[keep])
+    return _samples(sent_at_s[keep][order], latency_s[keep][order] * 1000)
+
+
+def draw_arrivals(rate_rps: float, speed: float, duration_s: float, rng: np.random.Generator) -> pa.Table:
+    """Open loop: Poisson arrivals, each answered in 1 / `speed` s on average."""
+    sent_at_s = np.cumsum(rng.exponential(1 / rate_rps, int(1.3 * rate_rps * (duration_s + 2)) + 20)) - 1.5
+    sent_at_s = sent_at_s[sent_at_s < duration_s]
+    return _samples(sent_at_s, rng.lognormal(np.log(1 / speed) - 0.045, 0.3, len(sent_at_s)) * 1000)
+
+
+def _samples(sent_at_s: np.ndarray, latency_ms: np.ndarray) -> pa.Table:
     columns: dict[str, Any] = {
-        name: pa.nulls(len(sent), SAMPLES_SCHEMA.field(name).type) for name in SAMPLES_SCHEMA.names
+        name: pa.nulls(len(sent_at_s), SAMPLES_SCHEMA.field(name).type) for name in SAMPLES_SCHEMA.names
     }
-    columns |= {"sent_at_s": sent[order], "latency_ms": latency[order], "ok": np.ones(len(sent), bool)}
-    columns["client_process"] = np.zeros(len(sent), np.int16)
+    columns |= {"sent_at_s": sent_at_s, "latency_ms": latency_ms, "ok": np.ones(len(sent_at_s), bool)}
+    columns["client_process"] = np.zeros(len(sent_at_s), np.int16)
     return pa.table(columns, schema=SAMPLES_SCHEMA)

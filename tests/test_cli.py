@@ -27,6 +27,9 @@ BROKEN = {
 }
 
 
+AT = ["cluster=endpoint", "cluster.url=http://127.0.0.1:9"]
+
+
 def orchestrator(outputs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "orchestrator", f"outputs={outputs}", *arguments],
@@ -102,7 +105,13 @@ def test_each_job_is_composed_once_and_as_hydra_does_it(tmp_path: Path, monkeypa
         (["workload.num_replicas=40"], "asks for 80 CPU"),
         (["+experiment=grpc,haproxy", "-m"], "cannot be swept"),
         (["workload.application.import_path=workloads.unary.app"], "module:attribute"),
-        (["profile=baseline,grpc"], "--multirun"),
+        (["profile=baseline,grpc", "workload=unery"], "unary"),  # not the comma is what is wrong
+        (
+            [*AT, "+workload.client.options.headers.accept=text/html,application/json"],
+            "'+workload.client.options.headers.accept=\"text/html,application/json\"'",
+        ),
+        ([*AT, "cluster.url=http://a,http://b"], "'cluster.url=choice(http://a,http://b)'"),
+        (["cluster.redeploy=never,per_repeat"], "'cluster.redeploy=choice(never,per_repeat)'"),
     ],
 )
 def test_bad_request_is_refused(tmp_path: Path, arguments: list[str], says: str) -> None:
@@ -235,7 +244,7 @@ def arms_and_levels(output: str) -> dict[str, int]:
     rows = [
         line.split() for line in output.splitlines() if "," in line.split(" ")[0] or line.startswith(("base", "ha"))
     ]
-    return {row[0]: sum(word.startswith("c=") for word in row[1:]) for row in rows}
+    return {row[0]: sum(word.isdigit() for word in row[1:]) for row in rows}
 
 
 def test_all_on_8x_dry_run(tmp_path: Path) -> None:
@@ -255,6 +264,42 @@ def test_later_override_wins_over_an_experiment(tmp_path: Path) -> None:
     assert arms_and_levels(done.stdout) == {"baseline": 3, "haproxy": 3}
     done = orchestrator(tmp_path / "outputs", "+experiment=aa", "workload=streaming", "dry_run=true")
     assert arms_and_levels(done.stdout) == {"baseline": 8, "baseline~2": 8}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "arms"),
+    [
+        (["workload=recsys", "profile=optimized", "-m"], 1),
+        (["profile=optimized"], 1),
+        (["profile=baseline,grpc", "sweep.concurrency=[1,8]"], 2),
+        (["profile=baseline,grpc", "sweep.concurrency=1,8"], 2),
+        (["workload.num_replicas=range(1,4)"], 3),
+        ([*AT[:1], "cluster.url=choice(http://a,http://b)"], 2),
+        ([*AT, '+workload.client.options.headers.accept="text/html,application/json"'], 1),
+        ([*AT, "+workload.client.options.headers.accept=text/html,application/json", "-m"], 2),
+        ([*AT, "~workload.client.options.headers", "workload.path='/a b?c={1,2}'"], 1),
+    ],
+)
+def test_a_comma_sweeps_with_and_without_m(tmp_path: Path, arguments: list[str], arms: int) -> None:
+    done = orchestrator(tmp_path / "outputs", *arguments, "dry_run=true")
+    if arguments[-1] == "-m":  # Hydra's options go last
+        done = orchestrator(tmp_path / "outputs", *arguments[:-1], "dry_run=true", "-m")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{arms} arms x" in done.stdout
+
+
+def test_sweeper_params_that_hydra_would_ignore_are_refused(tmp_path: Path) -> None:
+    """It reads them before it knows which file of a swept group a job takes."""
+    (tmp_path / "conf" / "profile").mkdir(parents=True)
+    (tmp_path / "conf" / "profile" / "mine.yaml").write_text(
+        "# @package _global_\nprofile: {name: mine, env: {}, app: {}}\n"
+        "hydra: {sweeper: {params: {workload.num_replicas: '1,2'}}}\n"
+    )
+    mine = ["dry_run=true", f"--config-dir={tmp_path / 'conf'}"]
+    done = orchestrator(tmp_path / "outputs", "profile=mine", *mine)
+    assert (done.returncode, "2 arms x" in done.stdout) == (0, True), done.stdout + done.stderr
+    said = refused(tmp_path / "refused", "profile=baseline,mine", *mine)
+    assert "hydra.sweeper.params of workload.num_replicas" in said
 
 
 def test_help_and_cfg_exit_0_and_leave_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,32 +12,35 @@ import pytest
 from scipy.stats import ttest_rel
 
 from analysis import compare, load
-from analysis.compare import Comparison, IncomparableError, Pair
-from analysis.load import Arm, LoadError, Run
-from orchestrator.results.records import read_json, write_json
+from analysis.cells import Cell, Comparison
+from analysis.contrasts import IncomparableError, Pair, pair_of
+from analysis.figures import FIGURES, THROUGHPUT
+from analysis.load import ArmData, LoadError, RunData
+from orchestrator.load.level import Level
+from orchestrator.results.records import SummaryRow, keys, read_json, write_json
 from orchestrator.results.samples import read_samples, write_samples
 from tests.runs import make_run
 
 TWO = {"baseline": 20.0, "optimized": 30.0}
-MakeRun = Callable[..., Run]
+MakeRun = Callable[..., RunData]
 
 
 @pytest.fixture
 def run_of(tmp_path: Path) -> MakeRun:
     """`make_run` in a directory of its own, loaded."""
 
-    def make(name: str = "run", *args: object, **kwargs: object) -> Run:
+    def make(name: str = "run", *args: object, **kwargs: object) -> RunData:
         return load.load_run(make_run(tmp_path / name, *args, **kwargs).root)  # type: ignore[arg-type]
 
     return make
 
 
-def only(run: Run, record: bool = True, **kwargs: object) -> Comparison:
+def only(run: RunData, record: bool = True, **kwargs: object) -> Comparison:
     [comparison] = compare.compare_run(run, record=record, **kwargs)  # type: ignore[arg-type]
     return comparison
 
 
-def cell(comparison: Comparison, metric: str, level: str) -> compare.Cell:
+def cell(comparison: Comparison, metric: str, level: str) -> Cell:
     [found] = [each for each in comparison.cells if (each.metric, each.level) == (metric, level)]
     return found
 
@@ -103,7 +107,7 @@ def test_primary_cells_of_a_run_share_the_error(run_of: MakeRun) -> None:
     assert optimized.confidence == pytest.approx(0.975)  # the smaller p-value is judged at alpha / 2
     assert haproxy.confidence == pytest.approx(0.95)
     # One pair asked for on its own is judged in the same family.
-    pair, family = compare.pair_of(Arm(run, "baseline"), Arm(run, "optimized"))
+    pair, family = pair_of(ArmData(run, "baseline"), ArmData(run, "optimized"))
     [alone] = compare.compare_pairs([pair], family, 0.05)
     assert alone.primary == optimized
 
@@ -182,6 +186,96 @@ def test_a_run_in_progress_has_no_verdict_and_is_no_look(run_of: MakeRun) -> Non
     assert not run.paths.looks_jsonl.exists()
 
 
+# ---- Judged by another figure ----
+
+
+def test_every_figure_is_a_column_whose_unit_it_has() -> None:
+    units = {"rps": "req/s", "ms": "ms", "tok_per_s": "tok/s"}
+    for name, figure in FIGURES.items():
+        assert name == figure.name
+        assert name in keys(SummaryRow)
+        assert [unit for suffix, unit in units.items() if name.endswith(f"_{suffix}")] == [figure.unit]
+        assert figure.more_is_better == (figure.unit != "ms")
+        assert all(figure.judged_at(Level.of_clients(1)) for figure in FIGURES.values())
+
+
+RATES = {"levels": (100, 250), "open_loop": True, "figure": "latency_p95_ms"}
+
+
+def test_at_a_rate_the_declared_latency_is_judged_and_throughput_is_only_shown(run_of: MakeRun) -> None:
+    comparison = only(run_of("run", TWO, repeats=5, **RATES))
+    families = {(each.metric, each.level): each.family for each in comparison.cells}
+    assert [key for key, family in families.items() if family == "primary"] == [("latency_p95_ms", "r000250.00")]
+    assert {key for key, family in families.items() if family == "secondary"} == {
+        ("latency_p50_ms", "r000250.00"),
+        ("latency_p99_ms", "r000250.00"),
+        ("latency_p95_ms", "r000100.00"),
+    }
+    primary = comparison.primary
+    assert primary is not None
+    assert (primary.concurrency, primary.offered_rps) == (None, 250.0)
+    assert primary.verdict == "FASTER"
+    assert primary.ratio is not None
+    assert primary.ratio == pytest.approx(1.5, rel=0.1)
+    assert re.fullmatch(
+        r"optimized is FASTER than baseline: ×1\.\d\d \(95 % interval .*\) "
+        r"in latency p95 \(5\d\.\d against 7\d\.\d ms\) at 250 req/s, 5 blocks\.",
+        comparison.summary,
+    ), comparison.summary
+    throughput = cell(comparison, "throughput_rps", "r000250.00")
+    assert throughput.ratio == pytest.approx(1, rel=0.05)
+    assert throughput.verdict is None
+    assert "says what was sent" in throughput.reason
+
+
+def test_throughput_is_never_judged_at_a_rate_even_where_it_was_declared(run_of: MakeRun) -> None:
+    primary = only(run_of("run", TWO, repeats=5, **RATES | {"figure": "throughput_rps"})).primary
+    assert primary is not None
+    assert (primary.metric, primary.verdict) == ("throughput_rps", "INCONCLUSIVE")
+    assert "says what was sent" in primary.reason
+
+
+def test_a_closed_loop_may_be_judged_by_a_latency(run_of: MakeRun) -> None:
+    comparison = only(run_of("run", TWO, figure="latency_p90_ms"))
+    assert comparison.primary is not None
+    assert (comparison.primary.metric, comparison.primary.level) == ("latency_p90_ms", "c0016")
+    assert {(each.metric, each.level) for each in comparison.family("secondary")} == {
+        ("throughput_rps", "c0016"),
+        ("latency_p50_ms", "c0016"),
+        ("latency_p99_ms", "c0016"),
+        ("latency_p90_ms", "c0004"),
+    }
+    usual = only(run_of("usual", TWO))
+    assert not {"latency_p90_ms", "latency_p95_ms"} & {each.metric for each in usual.cells}
+
+
+def test_the_gate_takes_the_runs_figure_or_any_other(run_of: MakeRun) -> None:
+    run = run_of("run", {"baseline": 30.0, "optimized": 20.0}, repeats=5, **RATES)
+    pair, family = pair_of(ArmData(run, "baseline"), ArmData(run, "optimized"))
+    _, [(judged, found)] = compare.gate(pair, family, 0.03)
+    assert (judged.metric, judged.level, found) == ("latency_p95_ms", "r000250.00", "slower")
+    assert outcome(run, 0.03, "latency_p90_ms", "throughput_rps") == ["slower", "inconclusive"]
+    assert outcome(run_of("closed", TWO), 0.03, "latency_p95_ms") == ["ok"]
+
+
+def test_the_floor_is_of_the_figure_that_is_judged(run_of: MakeRun) -> None:
+    small = {"baseline": 40.0, "optimized": 44.0}
+    run = run_of("run", small, levels=[32], repeats=5, noise=0.003, figure="latency_p95_ms")
+    loud = run_of("loud", {"baseline": 40.0, "baseline~2": 40.0}, levels=[32], repeats=5, noise=0.3)
+    floored = only(run, floor=loud).primary
+    assert floored is not None
+    assert (floored.metric, floored.verdict) == ("latency_p95_ms", "INCONCLUSIVE")
+    assert "noise floor" in floored.reason
+
+
+def test_a_run_that_names_no_figure_of_ours_cannot_be_compared(run_of: MakeRun) -> None:
+    run = run_of("run", TWO, figure="speed")
+    with pytest.raises(
+        LoadError, match=r"run\.json is judged by 'speed', which is no figure; there is throughput_rps, "
+    ):
+        only(run)
+
+
 # ---- Noise floor ----
 
 
@@ -215,7 +309,7 @@ def test_a_floor_must_fit(run_of: MakeRun) -> None:
 # ---- Looks and further blocks ----
 
 
-def looks_of(run: Run) -> list[tuple[int, float]]:
+def looks_of(run: RunData) -> list[tuple[int, float]]:
     lines = run.paths.looks_jsonl.read_text().splitlines()
     return [(each["num_blocks"], round(each["alpha"], 6)) for each in map(json.loads, lines)]
 
@@ -350,7 +444,7 @@ def test_samples_that_do_not_say_what_the_record_says(run_of: MakeRun) -> None:
 
 def test_arms_of_different_runs_have_a_ratio_but_no_verdict(run_of: MakeRun) -> None:
     a, b = run_of("a", {"baseline": 20.0}), run_of("b", {"optimized": 30.0})
-    pair, family = compare.pair_of(Arm(a, "baseline"), Arm(b, "optimized"))
+    pair, family = pair_of(ArmData(a, "baseline"), ArmData(b, "optimized"))
     [comparison] = compare.compare_pairs([pair], family, 0.05)
     assert comparison.primary is not None
     assert comparison.primary.ratio == pytest.approx(1.5, rel=0.1)
@@ -362,7 +456,7 @@ def test_arms_of_different_runs_have_a_ratio_but_no_verdict(run_of: MakeRun) -> 
 
 def test_runs_of_one_arm_declared_no_treatment(run_of: MakeRun) -> None:
     a, b = run_of("a", {"baseline": 20.0}, treatment=[]), run_of("b", {"optimized": 30.0}, treatment=[])
-    pair, family = compare.pair_of(Arm(a, "baseline"), Arm(b, "optimized"))
+    pair, family = pair_of(ArmData(a, "baseline"), ArmData(b, "optimized"))
     [comparison] = compare.compare_pairs([pair], family, 0.05)
     assert comparison.treatment == "profile"
 
@@ -370,20 +464,20 @@ def test_runs_of_one_arm_declared_no_treatment(run_of: MakeRun) -> None:
 @pytest.mark.parametrize("arms", [("optimized", "haproxy"), ("optimized", "baseline")])
 def test_a_pair_that_was_not_declared_has_no_verdict(run_of: MakeRun, arms: tuple[str, str]) -> None:
     run = run_of("run", {"baseline": 20.0, "optimized": 30.0, "haproxy": 25.0})
-    pair, family = compare.pair_of(Arm(run, arms[0]), Arm(run, arms[1]))
+    pair, family = pair_of(ArmData(run, arms[0]), ArmData(run, arms[1]))
     [comparison] = compare.compare_pairs([pair], family, 0.05)
     assert any("post hoc" in warning for warning in comparison.warnings)
     assert comparison.primary is not None
     assert comparison.primary.verdict == "INCONCLUSIVE"
     assert comparison.primary.ci_low_ratio is not None
     with pytest.raises(IncomparableError, match="cannot be compared with itself"):
-        compare.pair_of(Arm(run, "optimized"), Arm(run, "optimized"))
+        pair_of(ArmData(run, "optimized"), ArmData(run, "optimized"))
 
 
 def test_a_pair_that_was_not_declared_is_refused_as_any_other(run_of: MakeRun) -> None:
     over = {"haproxy": {"workload.payload_bytes": 0}}
     root = run_of("run", {"baseline": 20.0, "optimized": 30.0, "haproxy": 25.0}, config=over).paths.root
-    pair, family = compare.pair_of(load.select(f"{root}:optimized"), load.select(f"{root}:haproxy"))
+    pair, family = pair_of(load.select(f"{root}:optimized"), load.select(f"{root}:haproxy"))
     with pytest.raises(IncomparableError, match=r"workload\.payload_bytes: 10 \| 0"):
         compare.compare_pairs([pair], family, 0.05)
 
@@ -425,14 +519,14 @@ def test_a_summary_that_does_not_say_what_the_records_say(run_of: MakeRun) -> No
 def test_no_level_in_common(run_of: MakeRun) -> None:
     a, b = run_of("a", {"baseline": 20.0}, levels=[2]), run_of("b", {"optimized": 20.0}, levels=[4])
     with pytest.raises(IncomparableError, match=r"share no level: baseline: c0002; optimized: c0004"):
-        compare.pair_of(Arm(a, "baseline"), Arm(b, "optimized"))
+        pair_of(ArmData(a, "baseline"), ArmData(b, "optimized"))
 
 
 # ---- Gate ----
 
 
-def outcome(run: Run, max_slowdown: float, *metrics: str) -> list[str]:
-    pair, family = compare.pair_of(Arm(run, "baseline"), Arm(run, "optimized"))
+def outcome(run: RunData, max_slowdown: float, *metrics: str) -> list[str]:
+    pair, family = pair_of(ArmData(run, "baseline"), ArmData(run, "optimized"))
     _, outcomes = compare.gate(pair, family, max_slowdown, metrics or ["throughput_rps"])
     return [found for _, found in outcomes]
 
@@ -452,16 +546,16 @@ def test_gate(run_of: MakeRun) -> None:
 
 def test_several_gated_metrics_share_the_error(run_of: MakeRun) -> None:
     run = run_of("run", TWO)
-    pair, family = compare.pair_of(Arm(run, "baseline"), Arm(run, "optimized"))
+    pair, family = pair_of(ArmData(run, "baseline"), ArmData(run, "optimized"))
     _, outcomes = compare.gate(pair, family, 0.03, ["throughput_rps", "latency_p50_ms"])
     assert [found.confidence for found, _ in outcomes] == [pytest.approx(0.975)] * 2
 
 
 def test_interleaved_only_with_both_arms_in_each_run(run_of: MakeRun) -> None:
     a, b = run_of("a", TWO), run_of("b", TWO)
-    assert Pair((Arm(a, "baseline"),), (Arm(a, "optimized"),), "", "c0016", True).interleaved
-    assert not Pair((Arm(a, "baseline"),), (Arm(b, "optimized"),), "", "c0016", True).interleaved
-
-
-def test_levels_are_ordered_by_number() -> None:
-    assert max("c9999", "c10000", key=load.level_order) == "c10000"
+    assert Pair(
+        (ArmData(a, "baseline"),), (ArmData(a, "optimized"),), THROUGHPUT, Level.of_clients(16), "", declared=True
+    ).interleaved
+    assert not Pair(
+        (ArmData(a, "baseline"),), (ArmData(b, "optimized"),), THROUGHPUT, Level.of_clients(16), "", declared=True
+    ).interleaved

@@ -3,23 +3,31 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hydra
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 
 from orchestrator import execute
 from orchestrator.arms import Job
+from orchestrator.clients.base import Measurement, Window
 from orchestrator.clusters.base import changes
 from orchestrator.config import ClusterKind
 from orchestrator.errors import EXIT_FAILED, ServiceError
-from orchestrator.journal import open_journal, to_do
+from orchestrator.journal import open_journal, recorded_plan, to_do
+from orchestrator.load.level import Level
 from orchestrator.paths import RunPaths
 from orchestrator.plan import Trial, make_plan
 from orchestrator.process import Interrupted, interruptible
-from orchestrator.progress import Progress
-from orchestrator.results.records import read_json
-from tests.conftest import Compose
-from tests.runs import trial_record
+from orchestrator.progress import Progress, _result_cells
+from orchestrator.results.records import ClientFacts, Effective, RunRecord, keys, read, read_json
+from orchestrator.results.samples import write_samples
+from tests.conftest import ROOT, Compose
+from tests.runs import draw_samples, planned_row, trial_record
 
 
 def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def test_an_interrupt_on_the_way_into_a_teardown_skips_none(
     monkeypatch.setattr(Progress, "stopping", press_ctrl_c)
     with pytest.raises(Interrupted), interruptible():
         stubborn_run.go()
-    assert stubborn_run.errors == ["service 1 would not end", "service 2 would not end"]  # 2 was on its way
+    assert stubborn_run.journal.errors == ["service 1 would not end", "service 2 would not end"]  # 2 was on its way
 
 
 def test_each_teardown_that_fails_is_told(stubborn_run: execute.Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,3 +206,88 @@ def test_resuming_measures_both_points_of_a_block_again(compose: Compose, tmp_pa
     for row in journal.rows:
         journal.record(trial_record(row))
     assert again() == []
+
+
+class Answering:
+    """A backend whose services are there at once, and a client that draws its requests."""
+
+    def service(self, *_: Any) -> Any:
+        nothing = SimpleNamespace(urls=["http://127.0.0.1:1"], token=None, effective={"warnings": ["none is real"]})
+        nothing.start = nothing.wait_ready = nothing.begin_stop = nothing.stop = lambda: None
+        nothing.snapshot = nothing.round_trip_ms = lambda: None
+        return nothing
+
+    def run(self, _urls: object, level: Level, window: Window, directory: Path, _on_progress: object) -> Measurement:
+        assert level.concurrency is not None
+        samples = draw_samples(level.concurrency, 50, window.duration_s, np.random.default_rng(0))
+        write_samples(directory / "samples.parquet", samples)
+        return Measurement(window.duration_s, ClientFacts(cpu_ratio=0.5, versions={"none": "1"}))
+
+
+def test_a_run_is_written_and_taken_up_again(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(execute.CLUSTERS, ClusterKind.local, Answering)
+    monkeypatch.setattr(execute, "_client", lambda *_: Answering())
+    fixed = ("sweep.concurrency=[2]", "sweep.repeats=1", "sweep.duration_s=4", "sweep.cooldown_s=0")
+    jobs = [
+        Job(compose(*fixed, f"workload.num_replicas={number}"), {"workload.num_replicas": str(number)}, "baseline")
+        for number in (1, 2)
+    ]
+    paths = RunPaths(tmp_path)
+    run = execute.Run(make_plan(jobs, 0), paths, ["x"])
+    run.go()
+    run.journal.close()
+    record, rows = read(RunRecord, paths.run_json), pq.ParquetFile(paths.summary_parquet).read().to_pylist()
+    assert (record.status, record.command, len(record.timeline)) == ("complete", ["x"], 6)
+    assert sorted((row["workload.num_replicas"], row["num_replicas"], row["state"]) for row in rows) == [
+        ("1", 1, "complete"),
+        ("2", 2, "complete"),
+    ]
+    trials = {path: path.read_bytes() for path in tmp_path.rglob("trial.json")}
+    assert len(trials) == 2
+    effective = read_json(next(tmp_path.rglob("effective.json")))
+    assert list(effective) == list(keys(Effective))
+    assert effective["warnings"] == ["none is real"]
+
+    again = execute.Run(make_plan(jobs, 0), paths, ["x"])
+    assert [row.valid for row in again.journal.rows] == [row["valid"] for row in rows]
+    again.go()
+    again.journal.close()
+    resumed = read(RunRecord, paths.run_json)
+    assert len(resumed.resumed) == 1
+    assert (resumed.started_at, resumed.plan) == (record.started_at, record.plan)
+    assert [row["invalid_reasons"] for row in rows] == ["", ""]
+    assert trials == {path: path.read_bytes() for path in tmp_path.rglob("trial.json")}
+
+
+def test_a_rate_has_its_row_in_the_table() -> None:
+    at_rate = {"state": "complete", "valid": True, "load_mode": "open", "concurrency": None, "throughput_rps": 10.0}
+    rows = [
+        planned_row(arm="a", offered_rps=10.0, **at_rate),
+        planned_row(arm="a", offered_rps=20.0, **(at_rate | {"valid": False})),
+        planned_row(arm="b", offered_rps=10.0, **at_rate),
+    ]
+    cells = [_result_cells("a", Level.of_rate(rate), rows, {"throughput_rps": "req/s"}) for rate in (10, 20)]
+    assert cells == [["10/s", "a", "10", "1/1"], ["20/s", "a", "-", "0/1"]]
+
+
+def test_a_recorded_plan_is_planned_again(compose: Compose, tmp_path: Path) -> None:
+    overrides = ["workload=llm", "model=tiny", "sweep=quick", "sweep.concurrency=null", "sweep.offered_rps=[4,2]"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = hydra.compose("config", overrides=overrides)
+    plan = make_plan([Job(compose(*overrides), {}, "baseline")], 3)
+    paths = RunPaths(tmp_path)
+    OmegaConf.save(composed, tmp_path / "config.yaml")
+    paths.hydra_dir("baseline").mkdir(parents=True)
+    (tmp_path / "config.yaml").rename(paths.hydra_dir("baseline") / "config.yaml")
+    record = open_journal(plan, paths, []).run
+    assert record.plan.arms[0].levels == ["r000004.00", "r000002.00"]
+    assert record.primary_cells[0].metric == "latency_p95_ms"
+    again = recorded_plan(paths)
+    assert [(trial.arm.name, trial.id) for trial in again.trials] == [
+        (trial.arm.name, trial.id) for trial in plan.trials
+    ]
+    rows = pq.read_table(paths.summary_parquet).to_pylist()
+    assert {(row["load_mode"], row["concurrency"], row["offered_rps"]) for row in rows} == {
+        ("open", None, 4.0),
+        ("open", None, 2.0),
+    }

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import formats, load, published, report, wording
-from analysis.compare import Cell, Comparison
+from analysis import figures, formats, load, published, report, wording
+from analysis.cells import Cell, Comparison
 from analysis.differences import Difference
 from orchestrator.results.records import SummaryRow, keys
 
@@ -239,14 +239,9 @@ def test_effect_text(ratios: tuple[float | None, ...], text: str) -> None:
 
 
 def test_names() -> None:
-    assert wording.metric_text("latency_p999_ms") == "latency p99.9 (ms)"
-    assert wording.metric_text("output_throughput_tok_per_s") == "output throughput (tok/s)"
-    assert wording.metric_text("ttft_p99_ms") == "TTFT p99 (ms)"
-    assert wording.metric_text("num_failed") == "num failed"
-    assert wording.level_text("c0001") == "1 client"
-    assert wording.level_text("r001250.00") == "1,250 req/s"
-    assert wording.level_text("c0064", short=True) == "c=64"
-    assert wording.level_text("custom") == "custom"
+    assert figures.heading("latency_p999_ms") == "latency p99.9 (ms)"
+    assert figures.heading("output_throughput_tok_per_s") == "output throughput (tok/s)"
+    assert figures.heading("ttft_p99_ms") == "TTFT p99 (ms)"
     assert wording.confidence_text(0.999999) == "99.99 %"
 
 
@@ -442,7 +437,7 @@ def test_gate_in_words() -> None:
 # ---- A whole run ----
 
 
-def imported(outputs: Path) -> load.Run:
+def imported(outputs: Path) -> load.RunData:
     source = Path(__file__).parent / "data/published/unary.csv"
     return load.load_run(published.import_source(source, "locust", "unary", "baseline", outputs).root)
 

@@ -136,13 +136,6 @@ def test_what_each_process_is_told(
         assert any(word.startswith("--max-concurrency") for word in command) is (spec["concurrency"] is not None)
 
 
-def test_a_rate_is_kept_up_for_the_window() -> None:
-    def count(rate_rps: float) -> int:
-        return num_prompts({"num_prompts": None}, 2, Level.of_rate(rate_rps), duration_s=60)
-
-    assert (count(10), count(100)) == (1200, 6000)
-
-
 def bench(**changed: Any) -> dict[str, Any]:
     """A client's record: a whole reply, a short one, one of a single token, a 500, a cut connection."""
     cut = (
@@ -230,9 +223,15 @@ def test_error_codes_are_short_and_stable(error: str, code: str) -> None:
 
 
 def test_number_of_prompts() -> None:
-    assert client(num_replicas=3, num_prompts=50)._num_prompts(10) == 150
-    assert client(num_replicas=3, num_prompts=None)._num_prompts(10) == 1200
-    assert client(num_replicas=3, num_prompts=None)._num_prompts(300) == 3000
+    for declared, level, total in (
+        (50, Level.of_clients(10), 150),
+        (None, Level.of_clients(10), 1200),
+        (None, Level.of_clients(300), 3000),
+        (50, Level.of_rate(10), 150),
+        (None, Level.of_rate(10), 1200),
+        (None, Level.of_rate(100), 6000),  # a rate is kept up for the window's duration
+    ):
+        assert num_prompts({"num_prompts": declared}, 3, level, duration_s=60) == total
 
 
 # ---- What one run tells ----

@@ -21,7 +21,7 @@ class Endpoint:
         if config.profile.env or config.profile.app:
             raise ConfigError(
                 f"cluster {config.cluster.name} deploys nothing, so the flags of profile={config.profile.name} cannot "
-                "reach what answers; use profile=baseline, and compare addresses: cluster.url=http://a,http://b -m"
+                "reach what answers; use profile=baseline, and compare addresses: 'cluster.url=choice(http://a,http://b)'"
             )
         if config.cluster.redeploy is not Redeploy.never:
             raise ConfigError(
