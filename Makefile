@@ -5,8 +5,8 @@ BIN := .venv/bin
 LLM := .venv-llm/bin
 .DEFAULT_GOAL := demo
 .PHONY: demo test test-parallel test-serial check clean llm demo-llm test-llm
-# Two at a time; tests that share a slow fixture stay in one process. Those marked serial come after, one by one.
-PARALLEL := -n 2 --dist loadgroup
+# Two files at a time: what the tests of a file share is made once. Tests marked serial come after, one by one.
+PARALLEL := -n 2 --dist loadfile
 
 # A stamp for each set of dependencies: done again only when pyproject.toml changes.
 .venv/base.stamp: pyproject.toml

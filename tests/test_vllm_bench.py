@@ -62,11 +62,6 @@ def needs_vllm(test: Any) -> Any:
     return pytest.mark.llm(pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")(test))
 
 
-def looks_at_run(test: Any) -> Any:
-    """Of the tests that look at one and the same `run`, all go to one process: importing vLLM takes 8 s of CPU."""
-    return pytest.mark.xdist_group("vllm_bench")(needs_vllm(test))
-
-
 NO_WINDOW = Window(ramp_up_s=0, warmup_s=0, duration_s=0, drain_s=0)  # closed loop does not look at it
 
 
@@ -281,7 +276,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(directory, measurement, samples, seen, progress, "\n".join(commands))
 
 
-@looks_at_run
+@needs_vllm
 def test_every_request_is_on_record(run: Run) -> None:
     num_warmups = 4
     assert len(run.samples) == 160 == run.measurement.facts.num_requests
@@ -302,7 +297,7 @@ def test_every_request_is_on_record(run: Run) -> None:
     assert run.samples.sent_at_s.is_monotonic_increasing
 
 
-@looks_at_run
+@needs_vllm
 def test_failures_and_short_replies(run: Run) -> None:
     samples, seen = run.samples, run.seen
     counts = samples.error.value_counts().to_dict()
@@ -323,7 +318,7 @@ def test_failures_and_short_replies(run: Run) -> None:
     assert good.latency_ms.min() > 40 + 7 * 10
 
 
-@looks_at_run
+@needs_vllm
 def test_whole_run_is_what_the_client_says(run: Run) -> None:
     """Held against the client's JSON under its own names, not by way of our translation of them."""
     assert run.measurement.whole_run
@@ -353,7 +348,7 @@ def test_whole_run_is_what_the_client_says(run: Run) -> None:
     assert whole["num_short"] == run.seen["num_short"]
 
 
-@looks_at_run
+@needs_vllm
 def test_window_leaves_ramp_and_tail_out(run: Run) -> None:
     samples, (_, duration_s, facts, whole) = run.samples, run.measurement
     assert samples.sent_at_s[3] == 0  # the fourth client's first
@@ -374,7 +369,7 @@ def test_window_leaves_ramp_and_tail_out(run: Run) -> None:
     assert in_flight_mean(table, duration_s) > 4 * (0.9 - failed)
 
 
-@looks_at_run
+@needs_vllm
 def test_progress_arrives(run: Run) -> None:
     assert len(run.progress) >= 2
     assert all(live.latency_p99_ms is None for live in run.progress)
@@ -384,7 +379,7 @@ def test_progress_arrives(run: Run) -> None:
     assert elapsed_s == sorted(elapsed_s)
 
 
-@looks_at_run
+@needs_vllm
 def test_what_is_on_disk(run: Run) -> None:
     files = sorted(str(path.relative_to(run.directory)) for path in run.directory.rglob("*") if path.is_file())
     assert files == ["client.log", "raw/bench.0.json", "samples.parquet"]

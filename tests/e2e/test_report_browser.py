@@ -20,7 +20,7 @@ from analysis.differences import Difference
 from analysis.report import render_html
 from tests.test_report import DETAILS, HOSTILE, LEVELS, RECORD, cell, comparison, points
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("browser")]  # one browser, one set of reports
+pytestmark = pytest.mark.e2e
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 # A container's root has no sandbox; the rest keeps the browser from talking to anyone.
