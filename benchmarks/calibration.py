@@ -352,7 +352,8 @@ def beyond(report: Report, rng: np.random.Generator, simulations: int) -> None:
 
     def slow_placement() -> Floats:
         """One deployment in five is 30 % slower."""
-        return normal(noise) + np.log(0.7) * (rng.random(shape) < 0.2)
+        slow: Floats = np.log(0.7) * (rng.random(shape) < 0.2)
+        return normal(noise) + slow
 
     def rate(baseline: Floats, candidate: Floats, unpaired: bool = False) -> float:
         effect = stats.unpaired_effect if unpaired else stats.paired_effect

@@ -80,13 +80,13 @@ class _Client:
         self._where = {"cloud": cloud, "project": project}
 
     def deploy(self, config: dict[str, Any]) -> str:
-        return self._services.deploy(self._config_type(**config))
+        return str(self._services.deploy(self._config_type(**config)))
 
     def terminate(self, service_id: str) -> str:
-        return self._services.terminate(id=service_id)
+        return str(self._services.terminate(id=service_id))
 
     def logs(self, name: str) -> str:
-        return self._services.controller_logs(name, **self._where)
+        return str(self._services.controller_logs(name, **self._where))
 
     def image(self, name: str) -> dict[str, str]:
         """Which image the service runs: a floating tag may name another one tomorrow. No public call tells.
