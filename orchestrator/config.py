@@ -50,7 +50,8 @@ def parse(composed: DictConfig, trusted: Collection[str] | None = None) -> Confi
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error)) from error
+        hint = "\nmodel.* is there with workload=llm and workload=vllm" if "'model." in str(error) else ""
+        raise ConfigError(f"{error}{hint}") from error
     assert isinstance(plain, dict)
     values = {str(name): value for name, value in plain.items()}
     values["workload"] = workload_of(values.get("workload"))

@@ -23,6 +23,12 @@ class Endpoint(Cluster):
 
     deploys: ClassVar[bool] = False
 
+    def identity(self) -> dict[str, Any]:
+        """Not by which token it is asked."""
+        values = super().identity()
+        del values["token_env"]
+        return values
+
     def check(self, config: ServiceConfig) -> None:
         """Raises ConfigError."""
         check_address("cluster.url", self.url)
