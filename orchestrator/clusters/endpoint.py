@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from orchestrator.clusters.base import Cluster, ServiceName
 from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
