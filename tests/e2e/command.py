@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from orchestrator.clusters.local import directory_prefix
-from orchestrator.process import MARKER, is_claimed, members
+from orchestrator.process import is_claimed, members
 from tests.conftest import ROOT
 
 SHORT = [
@@ -57,15 +58,14 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def ours() -> list[psutil.Process]:
-    """Live processes of any service of ours."""
+def below(process: subprocess.Popen[str], name: str = "") -> list[psutil.Process]:
+    """Its processes, Ray's among them, whose name begins like that: others may run Ray on this machine."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARKER):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
+    with suppress(psutil.Error):
+        for each in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if each.name().startswith(name):
+                    found.append(each)
     return found
 
 

@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from orchestrator.results.samples import read_samples
-from tests.e2e.command import CALM, finish, nothing_is_left, only_run, ours, read, start, wait_for
+from tests.e2e.command import CALM, below, finish, nothing_is_left, only_run, read, start, wait_for
 
 __all__ = ["nothing_is_left"]  # a fixture that every test here uses
 
@@ -29,11 +28,6 @@ ARMS = {"vllm", "llm,baseline", "llm,optimized", "llm,direct_streaming"}
 
 KILLED = ("vllm", "llm,baseline")  # the arms whose engine dies, and
 LATE = "c0002-r0"  # the trial in which it does, the last one of its service
-
-
-def engines() -> set[psutil.Process]:
-    """Engine processes of our services."""
-    return {process for process in ours() if process.name().startswith("VLLM::Eng")}
 
 
 def under_measured_load(outputs: Path, arms: set[str]) -> list[str]:
@@ -56,7 +50,7 @@ def overhead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
     alive = set(KILLED)
     while alive:
         (arm,) = wait_for(lambda: under_measured_load(outputs, alive), process, timeout_s=900)
-        for engine in engines():
+        for engine in below(process, "VLLM::Eng"):
             engine.kill()
         alive.remove(arm)
     output = finish(process)

@@ -17,9 +17,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.process import MARKER
 from orchestrator.results.records import SummaryRow, keys
 from tests.conftest import ROOT
-from tests.e2e.command import CALM, SHORT, finish, nothing_is_left, only_run, ours, read, start, wait_for
+from tests.e2e.command import CALM, SHORT, below, finish, nothing_is_left, only_run, read, start, wait_for
+from tests.leaks import processes_with
 
 __all__ = ["nothing_is_left"]  # a fixture that every test here uses
 
@@ -135,7 +137,7 @@ def broken_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int
     )
     wait_for(under_load(outputs), process)
     time.sleep(5)  # into the window: the client starts, ramps up and warms up before it
-    (replica,) = [each for each in ours() if each.name().startswith("ray::ServeReplica:unary:Echo")]
+    (replica,) = below(process, "ray::ServeReplica:unary:Echo")
     replica.kill()
     output = finish(process)
     return only_run(outputs), output, process.returncode
@@ -176,7 +178,7 @@ def test_constructor_that_raises_is_shown_and_the_other_arm_is_measured(broken_r
 def test_interrupt_during_deployment(tmp_path: Path, signum: int, code: int) -> None:
     """Without it a Ray cluster that is half up could stay when its run is called off."""
     process = start(tmp_path, *SHORT)
-    wait_for(lambda: any(each.name() == "raylet" for each in ours()), process)
+    wait_for(lambda: below(process, "raylet"), process)
     process.send_signal(signum)
     output = finish(process)
     assert process.returncode == code, output
@@ -235,28 +237,34 @@ def test_interrupted_under_load_and_in_the_teardown_then_resumed(tmp_path: Path)
     assert kept.stat().st_mtime_ns == before
 
 
+def is_client(process: psutil.Process) -> bool:
+    """A live one."""
+    try:
+        return "orchestrator.clients.locust_worker" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
 def test_service_of_a_killed_orchestrator_ends_itself(tmp_path: Path) -> None:
     """Without it a power cut, or `kill -9`, would leave Ray and the clients running."""
     process = start(tmp_path, *SHORT)
     wait_for(under_load(tmp_path), process)
+    (raylet,) = below(process, "raylet")
+    directory = raylet.environ()[MARKER]
+    clients = wait_for(lambda: [each for each in below(process) if is_client(each)], process)
     process.kill()
     process.wait()
+
+    def left() -> list[str]:
+        return [str(client) for client in clients if is_client(client)] + processes_with(MARKER, directory)
+
     deadline = time.monotonic() + 60
-    while (ours() or clients()) and time.monotonic() < deadline:
+    while left() and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert clients() == []
-    assert ours() == []
+    assert left() == []
     cleanup = [sys.executable, "-m", "orchestrator.cleanup", "--yes", str(tmp_path)]  # where Hydra wrote is left
     done = subprocess.run(cleanup, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, "serve-orchestrator-" in done.stdout) == (0, True), done.stdout + done.stderr
-
-
-def clients() -> list[int]:
-    return [
-        process.info["pid"]
-        for process in psutil.process_iter(["pid", "cmdline"])
-        if "orchestrator.clients.locust_worker" in (process.info["cmdline"] or [])
-    ]
 
 
 PAIR = {"streaming": "baseline", "recsys": "recsys_study"}
