@@ -35,7 +35,6 @@ from orchestrator.results.records import (
     Failure,
     PlannedArm,
     PlanRecord,
-    PrimaryCell,
     Resume,
     RunRecord,
     Span,
@@ -290,7 +289,7 @@ def _run_record(plan: Plan, run_id: str, command: Sequence[str]) -> RunRecord:
             repeats=first.config.sweep.repeats,
             redeploy=first.config.cluster.redeploy,
         ),
-        primary_cells=[PrimaryCell(**cell) for cell in primary_cells(plan.arms)],
+        primary_cells=primary_cells(plan.arms),
         provenance=collect(),
     )
 

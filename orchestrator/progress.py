@@ -159,10 +159,8 @@ def print_plan(plan: Plan) -> None:
     compare = plan.arms[0].config.compare
     looks = f"{compare.max_looks} look{'s' if compare.max_looks > 1 else ''}"
     for cell in primary_cells(plan.arms):
-        if cell["candidate"]:
-            what = (
-                f"{cell['candidate']} against {cell['baseline']}: {cell['metric']} at {Level.parse(cell['level']).text}"
-            )
+        if cell.candidate:
+            what = f"{cell.candidate} against {cell.baseline}: {cell.metric} at {Level.parse(cell.level).text}"
             line(f"Judged: {escape(what)}, margin {100 * compare.margin:g} %, {looks}")
     _print_order(plan)
 

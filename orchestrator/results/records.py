@@ -440,16 +440,18 @@ class ComparisonRow:
     candidate: Annotated[str, "name of the arm"]
     baseline_value: Annotated[float | None, "geometric mean of the baseline over the blocks, in the metric's unit"]
     candidate_value: Annotated[float | None, "the same of the candidate"]
-    ratio: Annotated[float | None, "candidate against baseline, above 1 is better; null = cannot be said"]
-    ci_low_ratio: Annotated[float | None, "lower end of the interval of the ratio"]
-    ci_high_ratio: Annotated[float | None, "upper end of the same"]
-    confidence: Annotated[float | None, "of the interval, 0 to 1"]
+    ratio: Annotated[float | None, "candidate against baseline, above 1 is better; null = cannot be said"] = None
+    ci_low_ratio: Annotated[float | None, "lower end of the interval of the ratio"] = None
+    ci_high_ratio: Annotated[float | None, "upper end of the same"] = None
+    confidence: Annotated[float | None, "of the interval, 0 to 1"] = None
     num_blocks: Annotated[int, "blocks in which both points are VALID"]
     num_planned: Annotated[int, "blocks that were planned"]
     family: Annotated[str, "which cells share an error with this one: primary, secondary or descriptive"]
-    verdict: Annotated[str | None, "FASTER, SLOWER, EQUIVALENT or INCONCLUSIVE; null where none is given"]
-    reason: Annotated[str, "why there is no other verdict; empty if nothing stands against it"]
-    floor_ratio: Annotated[float | None, "what noise alone did in an A/A run (`--floor`), as a ratio of at least 1"]
+    verdict: Annotated[str | None, "FASTER, SLOWER, EQUIVALENT or INCONCLUSIVE; null where none is given"] = None
+    reason: Annotated[str, "why there is no other verdict; empty if nothing stands against it"] = ""
+    floor_ratio: Annotated[float | None, "what noise alone did in an A/A run (`--floor`), as a ratio of at least 1"] = (
+        None
+    )
 
 
 # ---- What a type says of its file ----
