@@ -363,7 +363,7 @@ def _floors(floor: RunData | None, pairs: Sequence[Pair]) -> dict[Pair, Effects]
     root, why = floor.paths.root, ""
     if floor.in_progress:
         raise IncomparableError(f"--floor {root} is not complete")
-    twins = [twin for twin in declared_pairs(floor) if len({arm.record["service_key"] for arm in twin.arms}) == 1]
+    twins = [twin for twin in declared_pairs(floor) if len({arm.record.service_key for arm in twin.arms}) == 1]
     if not twins:
         raise IncomparableError(f"--floor {root} is no A/A run: it compares no arm with itself")
     for pair in pairs:

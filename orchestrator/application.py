@@ -125,7 +125,7 @@ def _imported(module: str, path: Path) -> list[str]:
             above = package[: len(package) - node.level + 1] if node.level else []
             base = [*above, *([node.module] if node.module else [])]
             names += [".".join([*base, alias.name]) for alias in node.names]
-    return [each for name in names for each in _with_packages(name)]
+    return [module for name in names for module in _with_packages(name)]
 
 
 def _with_packages(name: str) -> list[str]:

@@ -160,7 +160,7 @@ class Run:
                 continue
             running[service] = handle
             effective = self.journal.read_back(directory, service.arms[0].key, handle.effective)
-            self._progress.service_ready(service, effective.listener)
+            self._progress.service_ready(service, effective)
             for warning in effective.warnings:
                 self._progress.warning(warning)
         return running
@@ -223,7 +223,9 @@ class Run:
         self.journal.finish(status, self._cost_usd())
 
     def _cost_usd(self) -> float | None:
-        return spent_usd(self.journal.timeline, {each.label: each.config.cluster for each in self.plan.services})
+        return spent_usd(
+            self.journal.timeline, {service.label: service.config.cluster for service in self.plan.services}
+        )
 
     def _is_too_dear(self, expected: list[Trial]) -> bool:
         """Whether the services so far, which may have taken longer than estimated, have used up `max_cost_usd`."""

@@ -14,7 +14,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -73,7 +72,7 @@ class Journal:
         """A new run. Nothing is written before `save`."""
         self.run = run
 
-    def resume(self, provenance: Mapping[str, Any]) -> None:
+    def resume(self, provenance: Mapping[str, object]) -> None:
         """Go on with the run that lies here. Raises ValueError for one that is not as we write it."""
         earlier = read(RunRecord, self.paths.run_json)
         self.timeline += earlier.timeline
@@ -143,7 +142,7 @@ class Journal:
         write_json(path, failure)
         self._rows[arm, trial_id] = dataclasses.replace(row, state=FAILED)
 
-    def read_back(self, directory: Path, service_key: str, told: Mapping[str, Any]) -> Effective:
+    def read_back(self, directory: Path, service_key: str, told: Mapping[str, object]) -> Effective:
         """Write `effective.json` of what a service told about itself. Raises ValueError if that is not the like."""
         effective = parse_record(Effective, {"service_key": service_key, **told}, str(directory))
         write_json(directory / "effective.json", effective)

@@ -92,8 +92,8 @@ class Replicate:
         done: list[Measured] = []
         while (level := self.arm.rule.next(self.arm.levels, done)) is not None:
             trial = Trial(self.service, self.arm, self.repeat, level)
-            if level in [each.level for each in done]:
-                rule, levels = type(self.arm.rule).__name__, ", ".join(each.level.text for each in done)
+            if level in [measured.level for measured in done]:
+                rule, levels = type(self.arm.rule).__name__, ", ".join(measured.level.text for measured in done)
                 raise ConfigError(f"{rule} asks {self.arm.name} for {level.text} again, after {levels}")
             yield trial
             row = known(trial)
@@ -145,13 +145,13 @@ class Wave:
     @property
     def trials(self) -> list[Trial]:
         """At the levels that are known beforehand, in the order of measurement."""
-        return [trial for block in self.blocks for trial in _taking_turns(each.listed for each in block)]
+        return [trial for block in self.blocks for trial in _taking_turns(replicate.listed for replicate in block)]
 
     @property
     def duration_s(self) -> float:
         """Estimate in seconds; services come up side by side."""
         up_s = max(service.config.cluster.bring_up_s(service.config) for service in self.services)
-        return sum(each.duration_s for each in self.replicates) + up_s + TEAR_DOWN_S
+        return sum(replicate.duration_s for replicate in self.replicates) + up_s + TEAR_DOWN_S
 
     def steps(self, known: Known, services: Collection[Service]) -> Iterator[Trial]:
         """The trials of these services in the order of measurement, from the start; those that are known included.
@@ -160,11 +160,12 @@ class Wave:
         turn comes, so a trial must be known before the step after it is taken.
         """
         for block in self.blocks:
-            yield from _taking_turns(each.steps(known) for each in block if each.service in services)
+            replicates = [replicate for replicate in block if replicate.service in services]
+            yield from _taking_turns(replicate.steps(known) for replicate in replicates)
 
     def expected(self, known: Known) -> list[Trial]:
         """What is to be measured as far as that can be said now; empty: the wave needs no service."""
-        return [trial for each in self.replicates for trial in each.expected(known)]
+        return [trial for replicate in self.replicates for trial in replicate.expected(known)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +190,7 @@ class Plan:
     @property
     def num_trials(self) -> int:
         """At most."""
-        return sum(each.num_trials for each in self.replicates)
+        return sum(replicate.num_trials for replicate in self.replicates)
 
     @property
     def duration_s(self) -> float:
@@ -208,7 +209,7 @@ class Plan:
 
     def num_left(self, known: Known) -> int:
         """How many trials are still to be measured, at most."""
-        return sum(each.num_left(known) for each in self.replicates)
+        return sum(replicate.num_left(known) for replicate in self.replicates)
 
 
 def make_plan(jobs: Sequence[Job], seed: int) -> Plan:
@@ -288,14 +289,14 @@ def _chunks(blocks: list[list[Service]], max_live: int, redeploy: str) -> Iterab
         yield from (services[start : start + max_live] for start in range(0, len(services), max_live))
 
 
-def _taking_turns(each: Iterable[Iterable[_T]]) -> Iterator[_T]:
+def _taking_turns(queues: Iterable[Iterable[_T]]) -> Iterator[_T]:
     """One of each in turn, until all have ended. The next of one is asked for when its turn comes, and no sooner."""
-    waiting = [iter(one) for one in each]
+    waiting = [iter(queue) for queue in queues]
     while waiting:
-        for one in [*waiting]:
+        for queue in [*waiting]:
             try:
-                found = next(one)
+                found = next(queue)
             except StopIteration:
-                waiting.remove(one)
+                waiting.remove(queue)
             else:
                 yield found

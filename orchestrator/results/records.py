@@ -469,16 +469,16 @@ class Key:
     @property
     def arrow_name(self) -> str:
         """Of a column."""
-        plain = next(each for each in get_args(self.type) or (self.type,) if each is not type(None))
+        plain = next(kind for kind in get_args(self.type) or (self.type,) if kind is not type(None))
         return self.width or {str: "string", int: "int64", float: "double", bool: "bool"}[plain]
 
 
 def keys(record: type) -> dict[str, Key]:
     """The keys of a file on disk, or its columns, in their order."""
     found = {}
-    for each in dataclasses.fields(record):
-        if sentences := getattr(each.type, "__metadata__", ()):
-            found[each.name] = Key(each.name, get_args(each.type)[0], *sentences)
+    for key in dataclasses.fields(record):
+        if sentences := getattr(key.type, "__metadata__", ()):
+            found[key.name] = Key(key.name, get_args(key.type)[0], *sentences)
     return found
 
 
@@ -546,7 +546,7 @@ def parse(record: type[_Record], content: object, what: str) -> _Record:
         found: _Record = _adapters[record].validate_json(json.dumps(content), strict=True)
         return found
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)]
+        wrong = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_url=False)]
         raise ValueError(f"{what} is not as we write it: {'; '.join(wrong[:5])}") from error
 
 
