@@ -74,7 +74,7 @@ class Pair:
         return shared or ([] if self.interleaved else ["profile"])
 
     def effect(self, baseline: pd.Series, candidate: pd.Series, more_is_better: bool) -> stats.Effect | None:
-        """Of one value a block; None where there is none, or a 0."""
+        """The effect of values, one a block; None where an arm has no value, or one that is not above 0."""
         if not min(len(baseline), len(candidate)) or min(baseline.min(), candidate.min()) <= 0:
             return None
         estimate = stats.paired_effect if self.interleaved else stats.unpaired_effect
@@ -216,7 +216,7 @@ def unallowed(found: Iterable[Difference]) -> list[Difference]:
 
 
 def _differences(pair: Pair) -> list[Difference]:
-    """Between the arms of each run; and between runs that add blocks, where none is due."""
+    """Differences between the arms of each run, and, where none is due, between runs that add blocks."""
     found = []
     for baseline, candidate in zip(pair.baselines, pair.candidates, strict=True):
         found += differences.find(baseline, candidate, pair.treatment)
@@ -259,7 +259,7 @@ def _warnings(pair: Pair, found: Sequence[Difference]) -> list[str]:
 
 
 def _bunched(pair: Pair) -> list[str]:
-    """Where replies came in one piece, TPOT says nothing and TTFT is the latency."""
+    """Warnings where replies came in one piece: TPOT says nothing then, and TTFT is the latency."""
     told = []
     for name, arms in zip(pair.names, (pair.baselines, pair.candidates), strict=True):
         points = pd.concat([arm.points for arm in arms])
@@ -273,7 +273,7 @@ def _bunched(pair: Pair) -> list[str]:
 
 
 def _distant(pair: Pair) -> list[str]:
-    """Where the way to the service takes longer than what the arms differ by, that is most of what was measured."""
+    """A warning where the way to the service takes longer than the median latencies differ by."""
     away_ms: list[float | None] = []
     medians_ms = []
     for arms in (pair.baselines, pair.candidates):

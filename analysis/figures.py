@@ -27,7 +27,7 @@ class Figure:
 
     @property
     def heading(self) -> str:
-        """Of a column or an axis: "latency p99 (ms)"."""
+        """The heading of a column or an axis: "latency p99 (ms)"."""
         return f"{self.text} ({self.unit})"
 
     def judged_at(self, level: Level) -> bool:
@@ -63,7 +63,7 @@ def shown(*asked: Figure) -> list[Figure]:
 
 
 def heading(name: str) -> str:
-    """Of the figure called so: "latency p99 (ms)"."""
+    """The heading of the figure with this name."""
     return FIGURES[name].heading
 
 

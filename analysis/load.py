@@ -67,7 +67,7 @@ class RunData:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of any figure of this run must know first."""
+        """Sentences about a run that is not complete, and its errors outside trials."""
         found = []
         done, planned = int((self.points.state != "planned").sum()), len(self.points)
         if self.record.status != "complete":
@@ -77,7 +77,7 @@ class RunData:
 
     @property
     def in_progress(self) -> bool:
-        """Blocks are still to come: a verdict now would be a look that was not planned."""
+        """Whether trials are still to come, so that a verdict now would be a look that was not planned."""
         return self.record.status in ("running", "interrupted") or bool((self.points.state == "planned").any())
 
     @property
@@ -141,7 +141,7 @@ def overview(directory: Path) -> dict[str, str | int]:
 
 
 def records(frame: pd.DataFrame) -> list[Row]:
-    """Its rows."""
+    """The rows of a frame as dictionaries."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
@@ -169,7 +169,7 @@ class ArmData(NamedTuple):
 
     @property
     def levels(self) -> list[str]:
-        """By name, the lowest first."""
+        """Names of the levels, the lowest first."""
         return sorted(self.points.level.unique(), key=Level.parse)
 
     @property
@@ -202,7 +202,7 @@ class ArmData(NamedTuple):
         return None
 
     def effectives(self) -> dict[int, Effective | None]:
-        """By repeat that has a complete trial."""
+        """`effective` by repeat, of the repeats that have a complete trial."""
         return {repeat: self.effective(repeat) for repeat in sorted(self.complete.repeat.unique().tolist())}
 
     def verify(self) -> None:

@@ -476,7 +476,7 @@ def _keep_source(run: paths.RunPaths, row: SummaryRow, point: _Point) -> None:
 
 
 def _trial(row: SummaryRow, point: _Point) -> TrialRecord:
-    """What is not given is not known: server, drain_s."""
+    """The record of an imported trial. What its source does not tell is null: server, drain_s."""
     metrics = Metrics(**{name: point.metrics.get(name) for name in keys(Metrics)})
     validity = _judged(metrics)
     return TrialRecord(

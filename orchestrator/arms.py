@@ -66,7 +66,7 @@ class Arm:
 
 
 def _with_effect(jobs: Sequence[Job]) -> list[Job]:
-    """Without those of a workload that has no Ray Serve to set a profile's flags of: it is measured once, without.
+    """The jobs whose profile can have an effect: a workload without Ray Serve has no flags, and is measured once.
 
     Raises ConfigError where nothing but such a job was asked for.
     """
@@ -133,7 +133,7 @@ def _varying(jobs: Sequence[Job]) -> list[str]:
 
 
 def _identity(config: Config) -> str:
-    """Everything but the levels."""
+    """Digest of the config without its levels; equal for jobs that are the same arm or copies of it."""
     plain = dataclasses.asdict(config)
     for axis in LEVEL_AXES:
         del plain["sweep"][axis.partition(".")[2]]

@@ -46,7 +46,7 @@ class Child:
         self._received = b""
 
     def start(self) -> None:
-        """Once."""
+        """Start the process; to be called once."""
         assert self._started is None
         with uninterrupted(), self.log.open("ab") as stderr:  # else it could be forked and nobody know it
             self._started = subprocess.Popen(
@@ -106,7 +106,7 @@ class Child:
                 self._stdin.close()
 
     def kill(self) -> None:
-        """End it now; what it started itself is not ours to find."""
+        """Kill the process, but not the processes that it started."""
         if self._started is not None:
             self._process.kill()
             self._process.wait()

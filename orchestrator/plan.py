@@ -62,7 +62,7 @@ Known = Callable[[Trial], SummaryRow | None]  # a trial's row once it was measur
 
 @dataclass(frozen=True, eq=False)
 class Replicate:
-    """One arm in one block: its levels are asked for by what it did itself, in this block."""
+    """One arm in one block. Its next level depends on what it did in this block alone."""
 
     service: Service
     arm: Arm
@@ -70,12 +70,12 @@ class Replicate:
 
     @property
     def listed(self) -> list[Trial]:
-        """At the levels that are known beforehand."""
+        """The trials at the listed levels."""
         return [Trial(self.service, self.arm, self.repeat, level) for level in self.arm.levels]
 
     @property
     def num_trials(self) -> int:
-        """At most."""
+        """The largest number of trials that there can be."""
         return self.arm.rule.most(self.arm.levels)
 
     @property
@@ -85,7 +85,7 @@ class Replicate:
         return listed_s * self.num_trials / len(self.arm.levels)
 
     def steps(self, known: Known) -> Iterator[Trial]:
-        """What the arm's rule asks for, from the start. A trial must be known before the next is asked for.
+        """The trials that the arm's rule asks for, from the first. One must be known before the next is taken.
 
         Raises ConfigError when the rule asks for a level again.
         """
@@ -101,11 +101,11 @@ class Replicate:
             done.append(Measured(level, row))
 
     def next(self, known: Known) -> Trial | None:
-        """The first that is not known; None: this arm is done in this block."""
+        """The first trial that is not known; None: this arm is done in this block."""
         return next((trial for trial in self.steps(known) if known(trial) is None), None)
 
     def expected(self, known: Known) -> list[Trial]:
-        """What is to be measured as far as that can be said now: the next, and the listed ones. Empty: nothing."""
+        """The trials left that are known now: the next one, and the listed ones. Empty: the arm is done here."""
         following = self.next(known)
         if following is None:
             return []
@@ -144,7 +144,7 @@ class Wave:
 
     @property
     def trials(self) -> list[Trial]:
-        """At the levels that are known beforehand, in the order of measurement."""
+        """The trials at the listed levels, in the order of measurement."""
         return [trial for block in self.blocks for trial in _taking_turns(replicate.listed for replicate in block)]
 
     @property
@@ -164,7 +164,7 @@ class Wave:
             yield from _taking_turns(replicate.steps(known) for replicate in replicates)
 
     def expected(self, known: Known) -> list[Trial]:
-        """What is to be measured as far as that can be said now; empty: the wave needs no service."""
+        """The trials left that are known now; empty: the wave needs no service."""
         return [trial for replicate in self.replicates for trial in replicate.expected(known)]
 
 
@@ -184,12 +184,12 @@ class Plan:
 
     @property
     def trials(self) -> list[Trial]:
-        """At the levels that are known beforehand, in the order of measurement."""
+        """The trials at the listed levels, in the order of measurement."""
         return [trial for wave in self.waves for trial in wave.trials]
 
     @property
     def num_trials(self) -> int:
-        """At most."""
+        """The largest number of trials that there can be."""
         return sum(replicate.num_trials for replicate in self.replicates)
 
     @property
@@ -256,7 +256,7 @@ def _trial_s(config: Config, level: Level) -> float:
 
 
 def _blocks(arms: Sequence[Arm], repeats: int, redeploy: str, rng: random.Random) -> list[list[Service]]:
-    """Services block by block, each block in an order of its own."""
+    """The services of each block, shuffled within the block."""
     shared: dict[tuple[str, int], list[Arm]] = {}
     for arm in arms:
         shared.setdefault((arm.key, arm.copy), []).append(arm)
@@ -290,7 +290,7 @@ def _chunks(blocks: list[list[Service]], max_live: int, redeploy: str) -> Iterab
 
 
 def _taking_turns(queues: Iterable[Iterable[_T]]) -> Iterator[_T]:
-    """One of each in turn, until all have ended. The next of one is asked for when its turn comes, and no sooner."""
+    """An item of each queue in turn, until all have ended. An item is taken from its queue when its turn comes."""
     waiting = [iter(queue) for queue in queues]
     while waiting:
         for queue in [*waiting]:

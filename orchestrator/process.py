@@ -42,7 +42,7 @@ _SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 
 
 class Interrupted(BaseException):
-    """A signal that asks us to end: unwinds through every teardown."""
+    """A signal asked this process to end. Raised so that every teardown runs."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum

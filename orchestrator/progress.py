@@ -35,7 +35,7 @@ _STREAM_COLUMNS = {
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Output that nobody reads any more (`| head`, a closed terminal) must not end a run."""
+        """Drop the output when nobody reads it any more (`| head`, a closed terminal), so that the run goes on."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -175,7 +175,7 @@ def _duration(seconds: float) -> str:
 
 
 def _cost(plan: Plan) -> str:
-    """In words: what it comes to and at which price, or how to declare one."""
+    """The estimated cost and the prices that it is made of, or how to declare a price."""
     clusters = [arm.config.cluster for arm in plan.arms]
     cost = plan.cost_usd()
     if cost is None:

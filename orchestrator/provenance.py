@@ -43,7 +43,7 @@ def find_module(module: str) -> Path | None:
 
 
 def collect() -> dict[str, object]:
-    """The orchestrator's own side; the service reports its side in effective.json."""
+    """`provenance` of run.json: commit, packages and machine of the orchestrator, not of the service."""
     return {
         "git": _git(),
         "packages": package_versions(),
@@ -64,7 +64,7 @@ def package_versions() -> dict[str, str]:
 
 
 def host() -> Host:
-    """Of this machine."""
+    """CPU, memory, GPUs and system of this machine."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "cpu_model": _cpu_model(),

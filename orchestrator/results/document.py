@@ -94,7 +94,7 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _type_text(kind: Any) -> str:
-    """As JSON calls it."""
+    """The name that JSON has for this type."""
     if isinstance(kind, types.UnionType):
         return " or ".join("null" if member is type(None) else _type_text(member) for member in get_args(kind))
     if get_origin(kind) is Sequence:

@@ -1,4 +1,4 @@
-"""Which measured columns of the summary can be compared, and judged. Further facts follow from their names."""
+"""Which measured columns of the summary can be compared, and judged."""
 
 FIGURES = (
     *("throughput_rps", "goodput_rps", "input_throughput_tok_per_s", "output_throughput_tok_per_s"),

@@ -468,7 +468,7 @@ class Key:
 
     @property
     def arrow_name(self) -> str:
-        """Of a column."""
+        """The type of the column in Arrow."""
         plain = next(kind for kind in get_args(self.type) or (self.type,) if kind is not type(None))
         return self.width or {str: "string", int: "int64", float: "double", bool: "bool"}[plain]
 
@@ -483,7 +483,7 @@ def keys(record: type) -> dict[str, Key]:
 
 
 def arrow_schema(record: type, swept: Sequence[str] = ()) -> "pa.Schema":
-    """The columns of a table with such rows."""
+    """The columns of a table whose rows are such records."""
     import pyarrow as pa
 
     columns = [(key.name, pa.type_for_alias(key.arrow_name)) for key in keys(record).values()]
@@ -528,7 +528,7 @@ _adapters: dict[type, Any] = {}  # made once a type, which takes some millisecon
 
 
 def read(record: type[_Record], path: Path) -> _Record:
-    """A file as its type. Raises `FileNotFoundError`, or `ValueError` that names `path` and what is wrong in it."""
+    """Read a file as its record. Raises `FileNotFoundError`, or `ValueError` that names `path` and the fault."""
     content = read_json(path)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
@@ -537,7 +537,7 @@ def read(record: type[_Record], path: Path) -> _Record:
 
 
 def parse(record: type[_Record], content: object, what: str) -> _Record:
-    """What JSON gave as its type. Raises `ValueError` that names `what` and each key that is missing or wrong."""
+    """Make a record of JSON. Raises `ValueError` that names `what` and each key that is missing or wrong."""
     from pydantic import TypeAdapter, ValidationError  # takes 0.2 s, and most of what imports us reads nothing
 
     if record not in _adapters:
@@ -551,7 +551,7 @@ def parse(record: type[_Record], content: object, what: str) -> _Record:
 
 
 def summary_table(rows: Sequence[SummaryRow]) -> "pa.Table":
-    """Rows to a table of the columns of `SummaryRow`, then of what was swept.
+    """A table with the columns of `SummaryRow`, then one for each swept axis.
 
     Raises `ValueError` for a value of another type than its column's.
     """
