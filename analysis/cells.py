@@ -6,37 +6,15 @@ from dataclasses import asdict, dataclass, fields
 import pandas as pd
 
 from analysis.differences import Difference
+from orchestrator.results.records import ComparisonRow
 
 # Fixed before the run; corrected for their number; no verdict. In the order of the tables.
 FAMILIES = PRIMARY, SECONDARY, DESCRIPTIVE = "primary", "secondary", "descriptive"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One figure of two arms at one level. `ratio` > 1 is better, whatever the figure; None = cannot be said.
-
-    `metric`: the figure's name. `level`: its name on disk; `concurrency` or `offered_rps` is its amount.
-    """
-
-    metric: str
-    level: str
-    concurrency: int | None
-    offered_rps: float | None
-    axes: str
-    baseline: str
-    candidate: str
-    baseline_value: float | None
-    candidate_value: float | None
-    ratio: float | None = None
-    ci_low_ratio: float | None = None
-    ci_high_ratio: float | None = None
-    confidence: float | None = None
-    num_blocks: int
-    num_planned: int
-    family: str
-    verdict: str | None = None
-    reason: str = ""
-    floor_ratio: float | None = None
+class Cell(ComparisonRow):
+    """A row of comparison.csv, which says what its fields are."""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def _comparison(pair: Pair, drafts: Sequence[_Draft], checked: Check, look: look
 
 
 def _look(family: Sequence[Pair], drafts: Sequence[_Draft]) -> looks.Look:
-    """What is judged together is looked at together."""
+    """The look at the data of all pairs that are judged together."""
     points = pd.concat([arm.points for pair in family for arm in pair.arms])
     points = points[points.valid.eq(True)].drop_duplicates(["run_id", "arm", "trial_id"])
     primary = [draft.cell for draft in drafts if draft.cell.family == PRIMARY]
@@ -135,7 +135,7 @@ def _unjudged(look: looks.Look) -> str:
 
 
 def _shortfalls(pair: Pair, primary: Cell | None, margin: float) -> list[str]:
-    """What is not as it was declared: blocks, margin."""
+    """Warnings where blocks are missing, or the margin is not the declared one."""
     told = []
     if primary and primary.ratio is not None and primary.num_blocks < primary.num_planned:
         missing = f"{primary.num_planned - primary.num_blocks} of {primary.num_planned}"
@@ -325,7 +325,7 @@ def _with_effect(cell: Cell, effect: stats.Effect | None) -> Cell:
 def _verdict(
     draft: _Draft, effect: stats.Effect | None, margin: float, alpha: float, next_alpha: float
 ) -> tuple[str, str]:
-    """Verdict and, where it needs one, reason."""
+    """The verdict, and its reason where it needs one ("" else)."""
     if draft.blocked or effect is None:
         return INCONCLUSIVE, draft.blocked
     verdict, floor = str(stats.judge(effect, margin, alpha)), draft.cell.floor_ratio
@@ -338,7 +338,7 @@ def _verdict(
 
 
 def _further(total: tuple[int, int | None], pair: Pair, done: int) -> str:
-    """In words: the range of further blocks, and where to measure them."""
+    """A clause with the range of further blocks that would settle it, and where to measure them."""
     low, high = total
     few = max(1, low - done)
     if high is None:
@@ -363,7 +363,7 @@ def _floors(floor: RunData | None, pairs: Sequence[Pair]) -> dict[Pair, Effects]
     root, why = floor.paths.root, ""
     if floor.in_progress:
         raise IncomparableError(f"--floor {root} is not complete")
-    twins = [twin for twin in declared_pairs(floor) if len({arm.record["service_key"] for arm in twin.arms}) == 1]
+    twins = [twin for twin in declared_pairs(floor) if len({arm.record.service_key for arm in twin.arms}) == 1]
     if not twins:
         raise IncomparableError(f"--floor {root} is no A/A run: it compares no arm with itself")
     for pair in pairs:
@@ -403,7 +403,7 @@ def _floors(floor: RunData | None, pairs: Sequence[Pair]) -> dict[Pair, Effects]
 
 
 def _summary(pair: Pair, cells: Sequence[Cell], primary: Cell | None, margin: float) -> str:
-    """The sentence an engineer would repeat."""
+    """The comparison in one sentence: verdict, ratio, interval, level and blocks."""
     baseline, candidate = pair.names
     if baseline == candidate:
         baseline, candidate = (

@@ -4,9 +4,8 @@ What is compared was fixed in run.json before the first service came up. Any oth
 judged. A pair whose arms differ in more than the treatment is refused.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -15,7 +14,7 @@ from analysis.differences import Difference
 from analysis.figures import FIGURES, Figure
 from analysis.load import ArmData, LoadError, RunData
 from orchestrator.load.level import Level
-from orchestrator.results.records import Declaration
+from orchestrator.results.records import Declaration, PrimaryCell
 
 _SIDES = ("baseline", "candidate")
 _DECLARED_ALIKE = ("treatment", "margin", "max_looks", "redeploy")  # by runs that add blocks to each other
@@ -75,7 +74,7 @@ class Pair:
         return shared or ([] if self.interleaved else ["profile"])
 
     def effect(self, baseline: pd.Series, candidate: pd.Series, more_is_better: bool) -> stats.Effect | None:
-        """Of one value a block; None where there is none, or a 0."""
+        """The effect of values, one a block; None where an arm has no value, or one that is not above 0."""
         if not min(len(baseline), len(candidate)) or min(baseline.min(), candidate.min()) <= 0:
             return None
         estimate = stats.paired_effect if self.interleaved else stats.unpaired_effect
@@ -95,25 +94,25 @@ def declared_pairs(run: RunData, more: Sequence[RunData] = ()) -> list[Pair]:
     not; IncomparableError if they declared something else.
     """
     runs = [run, *more]
-    cells = [cell for cell in run.record["primary_cells"] if cell.get("candidate") is not None]
+    cells = [cell for cell in run.record.primary_cells if cell.candidate is not None]
     _check_added(run, more, cells)
     pairs = []
     for cell in cells:
-        axes = ", ".join(f"{axis}={value}" for axis, value in cell["axes"].items())
-        baselines, candidates = (tuple(ArmData(one, cell[side]) for one in runs) for side in _SIDES)
+        axes = ", ".join(f"{axis}={value}" for axis, value in cell.axes.items())
+        baselines, candidates = (tuple(ArmData(one, name) for one in runs) for name in _sides(cell))
         try:
-            level = Level.parse(cell["level"])
+            level = Level.parse(cell.level)
         except ValueError as error:
             raise LoadError(f"{run.paths.run_json}, primary_cells: {error}") from error
-        pairs.append(Pair(baselines, candidates, _judged_by(run, cell["metric"]), level, axes, declared=True))
+        pairs.append(Pair(baselines, candidates, _judged_by(run, cell.metric), level, axes, declared=True))
     return pairs
 
 
-def _check_added(run: RunData, more: Sequence[RunData], cells: Sequence[Mapping[str, Any]]) -> None:
+def _check_added(run: RunData, more: Sequence[RunData], cells: Sequence[PrimaryCell]) -> None:
     """May the blocks of these runs be judged together? Raises as `declared_pairs`."""
     runs = [run, *more]
     # A copy is the same run.
-    if len({(one.record["run_id"], one.record["started_at"]) for one in runs}) < len(runs):
+    if len({(one.record.run_id, one.record.started_at) for one in runs}) < len(runs):
         raise LoadError("a run cannot add blocks to itself: " + ", ".join(str(one.paths.root) for one in runs))
     if more and not cells:
         raise IncomparableError(f"{run.paths.root} declares no comparison that blocks could be added to")
@@ -125,8 +124,13 @@ def _check_added(run: RunData, more: Sequence[RunData], cells: Sequence[Mapping[
                     f"{added.paths.root} declared compare.{name}={found}, {run.paths.root} {wanted}: "
                     "their blocks cannot be judged together"
                 )
-        if lacking := {cell[side] for cell in cells for side in _SIDES} - set(added.arms):
+        if lacking := {name for cell in cells for name in _sides(cell)} - set(added.arms):
             raise LoadError(f"{added.paths.root} has no arm {', '.join(lacking)}; it has {', '.join(added.arms)}")
+
+
+def _sides(cell: PrimaryCell) -> tuple[str, str]:
+    assert cell.candidate is not None, cell
+    return cell.baseline, cell.candidate
 
 
 def _judged_by(run: RunData, name: str) -> Figure:
@@ -162,7 +166,7 @@ def pair_of(baseline: ArmData, candidate: ArmData, more: Sequence[RunData] = ())
         (baseline, *(ArmData(run, baseline.name) for run in more)),
         (candidate, *(ArmData(run, candidate.name) for run in more)),
         # By what the baseline's run is judged, whatever its other arms are.
-        _judged_by(baseline.run, baseline.run.record["primary_cells"][0]["metric"]),
+        _judged_by(baseline.run, baseline.run.record.primary_cells[0].metric),
         max(map(Level.parse, shared)),
         axes="",
         declared=False,
@@ -212,7 +216,7 @@ def unallowed(found: Iterable[Difference]) -> list[Difference]:
 
 
 def _differences(pair: Pair) -> list[Difference]:
-    """Between the arms of each run; and between runs that add blocks, where none is due."""
+    """Differences between the arms of each run, and, where none is due, between runs that add blocks."""
     found = []
     for baseline, candidate in zip(pair.baselines, pair.candidates, strict=True):
         found += differences.find(baseline, candidate, pair.treatment)
@@ -250,12 +254,12 @@ def _warnings(pair: Pair, found: Sequence[Difference]) -> list[str]:
         services = arm.effectives().values()
         if None in services and not arm.run.imported:
             warnings.append(f"{arm.name}: not every live service was read back: whether its flags arrived is not known")
-        warnings += [f"{arm.name}: {warning}" for service in services if service for warning in service["warnings"]]
+        warnings += [f"{arm.name}: {warning}" for service in services if service for warning in service.warnings]
     return list(dict.fromkeys(warnings))
 
 
 def _bunched(pair: Pair) -> list[str]:
-    """Where replies came in one piece, TPOT says nothing and TTFT is the latency."""
+    """Warnings where replies came in one piece: TPOT says nothing then, and TTFT is the latency."""
     told = []
     for name, arms in zip(pair.names, (pair.baselines, pair.candidates), strict=True):
         points = pd.concat([arm.points for arm in arms])
@@ -269,12 +273,12 @@ def _bunched(pair: Pair) -> list[str]:
 
 
 def _distant(pair: Pair) -> list[str]:
-    """Where the way to the service takes longer than what the arms differ by, that is most of what was measured."""
+    """A warning where the way to the service takes longer than the median latencies differ by."""
     away_ms: list[float | None] = []
     medians_ms = []
     for arms in (pair.baselines, pair.candidates):
         rows = [(arm.run, row) for arm in arms for row in load.records(arm.complete) if row["level"] == pair.level.name]
-        away_ms += [load.trial(run, row).get("round_trip_ms") for run, row in rows]
+        away_ms += [load.trial(run, row).round_trip_ms for run, row in rows]
         medians_ms.append(pd.Series([row["latency_p50_ms"] for _, row in rows], dtype=float).median())
     way_ms, differ_ms = pd.Series(away_ms, dtype=float).median(), abs(medians_ms[0] - medians_ms[1])
     if not way_ms > differ_ms:  # or one is not known

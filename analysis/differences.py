@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis import load
 from analysis.load import ArmData
+from orchestrator.results.records import Actor, Effective
 
 UNSET = "(unset)"
 # Neither the service nor how it is loaded. Levels are matched one by one; blocks are counted.
@@ -41,7 +42,7 @@ def find(baseline: ArmData, candidate: ArmData, treatment: Sequence[str]) -> lis
     declared = _declared(baseline, candidate, treatment)
     found = [*declared, *_client(baseline, candidate, treatment)]
     if not treatment:
-        keys = [{"service_key": arm.record["service_key"]} for arm in (baseline, candidate)]
+        keys = [{"service_key": arm.record.service_key} for arm in (baseline, candidate)]
         found += _diff(keys[0], keys[1], "declared", lambda key: False)
     # Environment variables that the configs say differ.
     env = {one.key.rpartition(".env.")[2]: one for one in declared if ".env." in one.key}
@@ -90,31 +91,31 @@ def _client(baseline: ArmData, candidate: ArmData, treatment: Sequence[str]) -> 
 def _client_facts(arm: ArmData) -> dict[str, dict[str, str]]:
     levels: dict[str, list[dict[str, str]]] = {}
     for row in load.records(arm.complete):
-        client = load.trial(arm.run, row)["client"]
-        known = flatten({"client": {name: client.get(name) for name in ("num_processes", "versions")}})
+        client = load.trial(arm.run, row).client
+        known = flatten({"client": {"num_processes": client.num_processes, "versions": client.versions}})
         levels.setdefault(row["level"], []).append(known)
     return {level: _merged(facts) for level, facts in levels.items()}
 
 
 def _effective(
-    baseline: Mapping[str, Any],
-    candidate: Mapping[str, Any],
+    baseline: Effective,
+    candidate: Effective,
     declared_env: Mapping[str, Difference],
     treatment: Sequence[str],
 ) -> list[Difference]:
     """What the live services of one block say of themselves."""
     both = baseline, candidate
-    of_the_place = {*baseline.get("isolation_env", []), *candidate.get("isolation_env", [])}
-    ignored = _OF_A_PROCESS | (of_the_place - baseline["declared_env"].keys() - candidate["declared_env"].keys())
-    kinds = {actor["kind"] for actor in baseline["actors"]} & {actor["kind"] for actor in candidate["actors"]}
+    of_the_place = {*baseline.isolation_env, *candidate.isolation_env}
+    ignored = _OF_A_PROCESS | (of_the_place - baseline.declared_env.keys() - candidate.declared_env.keys())
+    kinds = {actor.kind for actor in baseline.actors} & {actor.kind for actor in candidate.actors}
 
-    def reported(what: str) -> list[dict[str, str]]:
+    def reported(what: Callable[[Actor], Mapping[str, object]]) -> list[dict[str, str]]:
         """Over those kinds of actors that both have: HAProxy's manager, say, lives in one arm alone."""
-        actors = ([actor[what] for actor in service["actors"] if actor["kind"] in kinds] for service in both)
+        actors = ([what(actor) for actor in service.actors if actor.kind in kinds] for service in both)
         merged = (_merged([{name: _text(value) for name, value in one.items()} for one in side]) for side in actors)
         return [{name: text for name, text in side.items() if name not in ignored} for side in merged]
 
-    env, constants = reported("env"), reported("constants")
+    env, constants = reported(lambda actor: actor.env), reported(lambda actor: actor.constants)
     found = _diff(env[0], env[1], "effective", lambda name: name in declared_env, prefix="env.")
     for name, declared in declared_env.items():
         # One that is reported by neither is not of the kind that is read back; its arrival was checked at the start.
@@ -122,13 +123,13 @@ def _effective(
             same = f"declared {declared.candidate}, but found the same"
             found.append(Difference(f"env.{name}", f"declared {declared.baseline}", same, "effective", allowed=False))
     found += _diff(constants[0], constants[1], "consequence", lambda name: True, prefix="constant.")
-    engines = [flatten({"engine": service.get("engine") or {}}) for service in both]
+    engines = [flatten({"engine": service.engine or {}}) for service in both]
     found += _diff(engines[0], engines[1], "effective", lambda key: below(key, _engine_axes(treatment)))
-    versions = [flatten({"versions": service["versions"]}) for service in both]
+    versions = [flatten({"versions": service.versions}) for service in both]
     if "workload" in treatment:  # an arm without Ray has no Ray version
         versions = [{key: side[key] for key in versions[0].keys() & versions[1].keys()} for side in versions]
     # Less what changes by itself: free memory, node addresses.
-    facts = [{key: value for key, value in service["hardware"].items() if key != "ray_resources"} for service in both]
+    facts = [{key: value for key, value in service.hardware.items() if key != "ray_resources"} for service in both]
     hardware = [flatten({"hardware": side}) for side in facts]
     for one, other in (versions, hardware):
         found += _diff(one, other, "effective", lambda key: "cluster" in treatment)

@@ -1,7 +1,7 @@
 """What can be compared? Every figure of a trial: its name, its unit, and whether more of it is better.
 
-A figure is one value a trial, a column of the summary. What compares, draws and writes asks the table here, so that a
-further figure is one line. The one that a run is judged by stands in its run.json (`primary_cells`).
+A figure is one value a trial, a column of the summary; `orchestrator.results.figures` says which columns. The one that
+a run is judged by stands in its run.json (`primary_cells`).
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from orchestrator.load.level import Level, Unit
+from orchestrator.results import figures as results
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,11 @@ class Figure:
     text: str
     unit: str
     more_is_better: bool
-    set_by_rate: bool = False
+    set_by_rate: bool
 
     @property
     def heading(self) -> str:
-        """Of a column or an axis: "latency p99 (ms)"."""
+        """The heading of a column or an axis: "latency p99 (ms)"."""
         return f"{self.text} ({self.unit})"
 
     def judged_at(self, level: Level) -> bool:
@@ -34,27 +35,24 @@ class Figure:
         return not (self.set_by_rate and level.unit is Unit.requests_per_s)
 
 
-def _times(name: str, text: str, *statistics: str) -> list[Figure]:
-    return [
-        Figure(f"{name}_{statistic}_ms", f"{text} {statistic.replace('p999', 'p99.9')}", "ms", more_is_better=False)
-        for statistic in statistics
-    ]
+_UNITS = {"_tok_per_s": "tok/s", "_rps": "req/s", "_ms": "ms"}  # by the end of a column's name
+_WORDS = {"ttft": "TTFT", "tpot": "TPOT", "p999": "p99.9"}
 
 
-THROUGHPUT = Figure("throughput_rps", "throughput", "req/s", more_is_better=True, set_by_rate=True)
-# By name, in the order of the tables.
-FIGURES = {
-    figure.name: figure
-    for figure in (
-        THROUGHPUT,
-        Figure("goodput_rps", "goodput", "req/s", more_is_better=True),
-        Figure("input_throughput_tok_per_s", "input throughput", "tok/s", more_is_better=True, set_by_rate=True),
-        Figure("output_throughput_tok_per_s", "output throughput", "tok/s", more_is_better=True, set_by_rate=True),
-        *_times("latency", "latency", "mean", "p50", "p90", "p95", "p99", "p999"),
-        *_times("ttft", "TTFT", "mean", "p50", "p99"),
-        *_times("tpot", "TPOT", "mean", "p50", "p99"),
+def _figure(name: str) -> Figure:
+    ending = next(ending for ending in _UNITS if name.endswith(ending))
+    words = name.removesuffix(ending).split("_")
+    return Figure(
+        name=name,
+        text=" ".join(_WORDS.get(word, word) for word in words),
+        unit=_UNITS[ending],
+        more_is_better=ending != "_ms",
+        set_by_rate=name in results.SET_BY_RATE,
     )
-}
+
+
+FIGURES = {name: _figure(name) for name in results.FIGURES}  # in the order of the tables
+THROUGHPUT = FIGURES["throughput_rps"]
 # Shown only where a run is judged by them, or where they are asked for: p50 and p99 say nearly the same.
 _ON_REQUEST = frozenset({"latency_p90_ms", "latency_p95_ms", "latency_p999_ms"})
 
@@ -65,7 +63,7 @@ def shown(*asked: Figure) -> list[Figure]:
 
 
 def heading(name: str) -> str:
-    """Of the figure called so: "latency p99 (ms)"."""
+    """The heading of the figure with this name."""
     return FIGURES[name].heading
 
 

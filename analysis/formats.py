@@ -17,9 +17,10 @@ from rich.text import Text
 
 from analysis.cells import Cell, Comparison
 from analysis.figures import heading
-from analysis.report import SIGNS, findings, grouped_differences, judged, provenance, render
+from analysis.report import SIGNS, TrialDetail, findings, grouped_differences, judged, provenance, render
 from analysis.wording import MISSING, effect_text, is_missing, number, ratio_texts
 from orchestrator.load.level import Level
+from orchestrator.results.records import RunRecord
 
 STYLES = {"FASTER": "bold green", "SLOWER": "bold red", "EQUIVALENT": "bold blue", "INCONCLUSIVE": "bold yellow"}
 # What the gate made of a cell -> how it says so, in which style, and the element that CI shows for it.
@@ -44,13 +45,13 @@ def escaped(text: Any) -> str:
 
 def render_markdown(
     comparisons: Sequence[Comparison],
-    record: Mapping[str, Any],
+    record: RunRecord,
     points: pd.DataFrame,
-    details: Sequence[Mapping[str, Any]] = (),
+    details: Sequence[TrialDetail] = (),
 ) -> str:
     """A comment for a pull request: verdict and judged cells in sight, the rest folded. As `render_html`."""
     told = dict(provenance(comparisons, record, {}))
-    packages = (record.get("provenance") or {}).get("packages") or {}
+    packages = record.provenance.get("packages") or {}
     facts = {"run": told.get("Run"), "Ray": packages.get("ray"), "commit": told.get("Orchestrator commit")}
     return render(
         "report.md.jinja",
@@ -111,7 +112,7 @@ def _jsonable(value: Any) -> Any:
     return None if is_missing(value) else value
 
 
-def cells_json(comparison: Comparison) -> dict[str, Any]:
+def cells_json(comparison: Comparison) -> dict[str, object]:
     """`{"summary": ..., "verdict": ..., "baseline": ..., "cells": [...]}`, fit for `json.dumps(allow_nan=False)`."""
     first = comparison.primary
     primary = f"{first.metric}@{first.level}" if first else None

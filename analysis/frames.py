@@ -28,7 +28,7 @@ def arm_points(run: RunData, requests: Sequence[Requests] = ()) -> pd.DataFrame:
     """
     rows = []
     for arm in (ArmData(run, name) for name in run.arms):
-        axes = {axis: value for axis, value in arm.record["axes"].items() if axis not in run.declared.treatment}
+        axes = {axis: value for axis, value in arm.record.axes.items() if axis not in run.declared.treatment}
         for level in sorted(arm.complete.level.unique(), key=Level.parse):
             complete = arm.complete[arm.complete.level == level]
             valid = complete[complete.valid.eq(True)]

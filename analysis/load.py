@@ -21,6 +21,8 @@ from orchestrator.results.records import (
     SCHEMA_VERSION,
     Declaration,
     Effective,
+    Failure,
+    PlannedArm,
     RunRecord,
     SummaryRow,
     TrialRecord,
@@ -33,6 +35,9 @@ from orchestrator.results.samples import completed_at_s, compute_metrics, read_s
 
 # What summary, record and requests of a trial must agree on.
 _CHECKED = ("num_successful", "num_failed", "throughput_rps", "latency_p50_ms", "latency_p99_ms")
+
+
+Row = dict[str, Any]  # of a frame: column to value
 
 
 class LoadError(ValueError):
@@ -48,37 +53,37 @@ class RunData:
     """
 
     paths: RunPaths
-    record: dict[str, Any]
+    record: RunRecord
     points: pd.DataFrame
 
     @property
     def arms(self) -> list[str]:
-        return [arm["name"] for arm in self.record["plan"]["arms"]]
+        return [arm.name for arm in self.record.plan.arms]
 
     @property
     def declared(self) -> Declaration:
         """How the run said that it would be compared, before it began."""
-        return Declaration(**self.record["compare"])
+        return self.record.compare
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of any figure of this run must know first."""
+        """Sentences about a run that is not complete, and its errors outside trials."""
         found = []
         done, planned = int((self.points.state != "planned").sum()), len(self.points)
-        if self.record["status"] != "complete":
-            found.append(f"{self.paths.root} is {self.record['status']}: {done} of {planned} trials are done")
-        found += [f"{self.paths.root}: {' '.join(error.split())[:200]}" for error in self.record["errors"]]
+        if self.record.status != "complete":
+            found.append(f"{self.paths.root} is {self.record.status}: {done} of {planned} trials are done")
+        found += [f"{self.paths.root}: {' '.join(error.split())[:200]}" for error in self.record.errors]
         return found
 
     @property
     def in_progress(self) -> bool:
-        """Blocks are still to come: a verdict now would be a look that was not planned."""
-        return self.record["status"] in ("running", "interrupted") or bool((self.points.state == "planned").any())
+        """Whether trials are still to come, so that a verdict now would be a look that was not planned."""
+        return self.record.status in ("running", "interrupted") or bool((self.points.state == "planned").any())
 
     @property
     def imported(self) -> bool:
         """Whether the run was measured by something else and only translated."""
-        return "imported" in self.record["provenance"]
+        return "imported" in self.record.provenance
 
 
 def load_run(directory: Path) -> RunData:
@@ -91,8 +96,8 @@ def load_run(directory: Path) -> RunData:
             found += f", but holds runs: {', '.join(runs[-3:])}"
         raise LoadError(f"{directory} is no run directory: {found}")
     try:
-        record = read_json(paths.run_json)
-        if not isinstance(record, dict):
+        content = read_json(paths.run_json)
+        if not isinstance(content, dict):
             raise TypeError("run.json does not hold what we write")
         with pq.ParquetFile(paths.summary_parquet) as file:  # read_table takes an `=` in an arm's name for a partition
             table = file.read()
@@ -102,12 +107,12 @@ def load_run(directory: Path) -> RunData:
         ) from error
     except (OSError, ValueError, TypeError) as error:
         raise LoadError(f"{directory} is not a readable run: {error}") from error
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise LoadError(f"{directory} is of schema {record.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise LoadError(f"{directory} is of schema {content.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
     if missing := keys(SummaryRow).keys() - {*table.column_names}:
         raise LoadError(f"{directory} is not a run as we write it: {', '.join(missing)} missing")
     try:
-        record = asdict(parse(RunRecord, record, str(paths.run_json)))
+        record = parse(RunRecord, content, str(paths.run_json))
     except ValueError as error:
         raise LoadError(str(error)) from error
     points = table.to_pandas()
@@ -127,7 +132,7 @@ def overview(directory: Path) -> dict[str, str | int]:
     run = load_run(directory)
     return {
         "run": str(directory),
-        "status": run.record["status"],
+        "status": run.record.status,
         "trials": f"{(run.points.state != 'planned').sum()}/{len(run.points)}",
         "valid": int(run.points.valid.eq(True).sum()),
         "workload": " ".join(run.points.workload.dropna().unique()),
@@ -135,8 +140,8 @@ def overview(directory: Path) -> dict[str, str | int]:
     }
 
 
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as dicts by column."""
+def records(frame: pd.DataFrame) -> list[Row]:
+    """The rows of a frame as dictionaries."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
@@ -164,13 +169,12 @@ class ArmData(NamedTuple):
 
     @property
     def levels(self) -> list[str]:
-        """By name, the lowest first."""
+        """Names of the levels, the lowest first."""
         return sorted(self.points.level.unique(), key=Level.parse)
 
     @property
-    def record(self) -> Mapping[str, Any]:
-        """The arm as planned: name, axes, levels, copy, service_key."""
-        return next(arm for arm in self.run.record["plan"]["arms"] if arm["name"] == self.name)
+    def record(self) -> PlannedArm:
+        return next(arm for arm in self.run.record.plan.arms if arm.name == self.name)
 
     def config(self) -> Mapping[str, Any] | None:
         """The composed config, interpolations unresolved; None for imported results. Raises LoadError."""
@@ -183,22 +187,22 @@ class ArmData(NamedTuple):
             return None
         raise LoadError(f"{path} is missing: what was measured is not known")
 
-    def effective(self, repeat: int) -> Mapping[str, Any] | None:
+    def effective(self, repeat: int) -> Effective | None:
         """What the live service reported; None where nothing was read back (imported results, foreign endpoints)."""
-        mine = (self.record["service_key"], self.record["copy"])
-        for arm in sorted(self.run.record["plan"]["arms"], key=lambda arm: arm["name"] != self.name):
-            if (arm["service_key"], arm["copy"]) == mine:  # arms may share a service: it lies with one of them
+        mine = (self.record.service_key, self.record.copy)
+        for arm in sorted(self.run.record.plan.arms, key=lambda arm: arm.name != self.name):
+            if (arm.service_key, arm.copy) == mine:  # arms may share a service: it lies with one of them
                 one_for_all = self.run.declared.redeploy == "never"  # its only service lies in r0
-                path = self.run.paths.effective_json(arm["name"], 0 if one_for_all else repeat)
+                path = self.run.paths.effective_json(arm.name, 0 if one_for_all else repeat)
                 if path.exists():
                     try:
-                        return asdict(read(Effective, path))
+                        return read(Effective, path)
                     except ValueError as error:
                         raise LoadError(f"{path} cannot be read: {error}") from error
         return None
 
-    def effectives(self) -> dict[int, Mapping[str, Any] | None]:
-        """By repeat that has a complete trial."""
+    def effectives(self) -> dict[int, Effective | None]:
+        """`effective` by repeat, of the repeats that have a complete trial."""
         return {repeat: self.effective(repeat) for repeat in sorted(self.complete.repeat.unique().tolist())}
 
     def verify(self) -> None:
@@ -228,12 +232,23 @@ def select(text: str) -> ArmData:
 # ---- Requests ----
 
 
-def trial(run: RunData, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def trial(run: RunData, row: Row) -> TrialRecord:
     """`trial.json` of a complete row of `points`. Raises LoadError."""
     try:
-        return asdict(read(TrialRecord, run.paths.trial_json(row["arm"], row["level"], row["repeat"])))
+        return read(TrialRecord, run.paths.trial_json(row["arm"], row["level"], row["repeat"]))
     except (OSError, ValueError) as error:
         raise LoadError(f"{row['arm']}/{row['trial_id']} is called complete, but its record is not: {error}") from error
+
+
+def failure(run: RunData, row: Row) -> Failure | None:
+    """`failure.json` of a failed row of `points`; None where it is gone. Raises LoadError."""
+    path = run.paths.failure_json(row["arm"], row["level"], row["repeat"])
+    try:
+        return read(Failure, path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise LoadError(str(error)) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,16 +259,16 @@ class Requests:
     the ramp-up on.
     """
 
-    row: Mapping[str, Any]
+    row: Row
     histograms: tuple[np.ndarray, np.ndarray] | None  # counts (slices, bins) and edges of the bins, ms
     over_time: pd.DataFrame
 
 
-def _samples(run: RunData, row: Mapping[str, Any], record: Mapping[str, Any]) -> pa.Table | None:
+def _samples(run: RunData, row: Row, record: TrialRecord) -> pa.Table | None:
     path = run.paths.samples(row["arm"], row["level"], row["repeat"])
     where = f"{row['arm']}/{row['trial_id']}"
-    said = record["metrics"]
-    if row["valid"] is not record["valid"] or not all(_same(row[name], said.get(name)) for name in _CHECKED):
+    said = asdict(record.metrics)
+    if row["valid"] is not record.valid or not all(_same(row[name], said[name]) for name in _CHECKED):
         raise LoadError(f"{where}: the summary and trial.json disagree; one of them was changed")
     if not path.exists() and run.imported:
         return None
@@ -261,13 +276,11 @@ def _samples(run: RunData, row: Mapping[str, Any], record: Mapping[str, Any]) ->
         samples = read_samples(path)
     except (OSError, ValueError) as error:
         raise LoadError(f"{where}: {error}") from error
-    found = compute_metrics(samples, record["duration_s"], {})
+    found = compute_metrics(samples, record.duration_s, {})
     for name in _CHECKED:
         value = getattr(found, name)
-        if not _same(value, said.get(name)):
-            raise LoadError(
-                f"{path} gives {name} {value}, but trial.json says {said.get(name)}: one of them was changed"
-            )
+        if not _same(value, said[name]):
+            raise LoadError(f"{path} gives {name} {value}, but trial.json says {said[name]}: one of them was changed")
     return samples
 
 
@@ -276,26 +289,26 @@ def _same(one: float | None, other: float | None) -> bool:
     return bool(np.isclose(a, b, equal_nan=True))
 
 
-def read_requests(run: RunData, row: Mapping[str, Any]) -> Requests | None:
+def read_requests(run: RunData, row: Row) -> Requests | None:
     """Every request of a complete trial, checked as by `ArmData.verify`; None if it has none on record."""
     record = trial(run, row)
     samples = _samples(run, row, record)
     if samples is None:
         return None
-    duration_s = record["duration_s"]
+    duration_s = record.duration_s
     completed = completed_at_s(samples)
     ok = samples["ok"].to_numpy()
     inside = ok & (completed >= 0) & (completed < duration_s)
     # On a log scale 0 has no place; a client that rounds to milliseconds may say it.
     latencies_ms = np.maximum(samples["latency_ms"].to_numpy()[inside], 1e-3)
-    first = -np.ceil(record["warmup_s"] + record["ramp_up_s"])
+    first = -np.ceil(record.warmup_s + record.ramp_up_s)
     seconds = np.floor(completed[ok & (completed >= first) & (completed < duration_s)] - first).astype(int)
     time_s = np.arange(int(first), int(np.ceil(duration_s)))
     width_s = np.minimum(time_s + 1, duration_s) - time_s  # the last bin may be shorter
     counts = np.bincount(seconds, minlength=len(time_s))[: len(time_s)]
     shown = width_s >= 0.5  # of a sliver, a handful of replies would look like a spike
     facts = {name: row[name] for name in ("arm", "repeat", "level", "concurrency", "duration_s", "valid")}
-    facts |= {name: record[name] for name in ("warmup_s", "ramp_up_s")}
+    facts |= {"warmup_s": record.warmup_s, "ramp_up_s": record.ramp_up_s}
     over_time = pd.DataFrame({"time_s": time_s[shown].astype(float), "throughput_rps": (counts / width_s)[shown]})
     return Requests(
         row=row,

@@ -18,6 +18,7 @@ import pandas as pd
 
 from analysis import stats
 from analysis.load import LoadError, RunData
+from orchestrator.results.records import LookRecord, parse
 
 _LEAST = 1e-6  # a smaller share of the error is none
 
@@ -62,11 +63,17 @@ def record(runs: Iterable[RunData], look: Look) -> None:
     """Note the look in each run, once. Raises LoadError if that cannot be done."""
     for run in runs:
         if look.alpha is not None and look.points not in _recorded(run):
-            entry = asdict(look)
-            entry = {"look": entry.pop("number"), **entry, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+            entry = LookRecord(
+                look=look.number,
+                points=look.points,
+                num_blocks=look.num_blocks,
+                num_planned=look.num_planned,
+                alpha=look.alpha,
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
             try:
                 with run.paths.looks_jsonl.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry) + "\n")
+                    file.write(json.dumps(asdict(entry)) + "\n")
             except OSError as error:
                 raise LoadError(
                     f"the look cannot be recorded, so there is no verdict ({error}); copy the run to a writable place"
@@ -78,13 +85,11 @@ def _recorded(run: RunData) -> dict[str, Look]:
     found = {}
     try:
         for line in run.paths.looks_jsonl.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            del entry["at"]
-            look = Look(entry.pop("look"), **entry)
-            found[look.points] = look
+            entry = parse(LookRecord, json.loads(line), "a look")
+            found[entry.points] = Look(entry.look, entry.points, entry.num_blocks, entry.num_planned, entry.alpha)
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise LoadError(f"{run.paths.looks_jsonl} is not as we write it: {error!r}") from error
     return found
 

@@ -319,7 +319,7 @@ def _vllm(path: Path, data: bytes) -> Iterator[_Point]:
                 figures[f"{side}_throughput_tok_per_s"] = tokens / duration_s
         metrics = _metrics(completed, failed, duration_s, figures)
         notes = ["failures_unknown"] if failed is None else []
-        kept = {key: each for key, each in value.items() if key != "generated_texts"}
+        kept = {key: inner for key, inner in value.items() if key != "generated_texts"}
         raw = data if len(values) == 1 and len(kept) == len(value) else json.dumps(kept).encode()
         point = _Point(path, raw, told["max_concurrency"], duration_s, metrics, notes)
         if all(isinstance(value.get(key), list) and value[key] for key in _VLLM_DETAIL):
@@ -339,7 +339,7 @@ def _vllm_samples(path: Path, value: _Record) -> pa.Table:
     vLLM marks no success: a request succeeded if it has no error and a first token. A failure's latency is not told.
     """
     try:
-        gaps = [math.fsum(each) for each in value["itls"]]
+        gaps = [math.fsum(request_gaps) for request_gaps in value["itls"]]
         times = np.array([value["start_times"], value["ttfts"], gaps, value["output_lens"]], float)
         if not ((times >= 0) & np.isfinite(times)).all():
             raise ValueError("a time or length is negative or not finite")
@@ -476,7 +476,7 @@ def _keep_source(run: paths.RunPaths, row: SummaryRow, point: _Point) -> None:
 
 
 def _trial(row: SummaryRow, point: _Point) -> TrialRecord:
-    """What is not given is not known: server, drain_s."""
+    """The record of an imported trial. What its source does not tell is null: server, drain_s."""
     metrics = Metrics(**{name: point.metrics.get(name) for name in keys(Metrics)})
     validity = _judged(metrics)
     return TrialRecord(

@@ -9,8 +9,8 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from analysis import cells, compare, load, published
 from analysis.cells import Cell, Comparison
 from analysis.differences import Difference
 from analysis.figures import heading
-from analysis.load import ArmData, RunData
+from analysis.load import ArmData, Row, RunData
 from analysis.wording import MISSING, confidence_text, is_missing, number, ratio_texts
 from orchestrator.load.level import Level
-from orchestrator.results.records import read_json
+from orchestrator.results.records import Effective, Failure, RunRecord
 from orchestrator.results.validity import RULES
 
 # A sign beside the word, so that neither colour nor a small screen hides which it is.
@@ -71,6 +71,17 @@ def judged(comparison: Comparison) -> list[str]:
 
 
 @dataclass(frozen=True)
+class TrialDetail:
+    """Of a trial without a VALID point: the sentences of its trial.json by code, or its failure.json."""
+
+    arm: str
+    trial_id: str
+    run_dir: str | None = None
+    invalid_details: Mapping[str, str] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
 class Problem:
     """Why one trial is INVALID or failed. `block`: "block 2", with the run's id where there are several."""
 
@@ -97,11 +108,11 @@ class Findings:
     notes: Sequence[str] = ()
 
 
-def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) -> Findings:
-    """`details` as in `render_html`."""
+def findings(points: pd.DataFrame, details: Iterable[TrialDetail] = ()) -> Findings:
+    """What the trials of `points` and their `details` say."""
     if points.empty:
         return Findings("No trial was planned.")
-    records = {(record.get("run_dir"), record["arm"], record["trial_id"]): record for record in details}
+    by_trial = {(detail.run_dir, detail.arm, detail.trial_id): detail for detail in details}
     several = "run_dir" in points and points.run_dir.nunique() > 1
     complete = points.state == "complete"
     # `valid` may hold None or NaN: only a real False is INVALID, and only in a complete trial.
@@ -110,7 +121,11 @@ def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) ->
     troubles = []
     for (arm, level), group in points[invalid | others["failed"]].groupby(["arm", "level"], sort=False):
         here = valid[(points.arm == arm) & (points.level == level)]
-        problems = [problem for row in load.records(group) for problem in _problems(row, records, several)]
+        problems = [
+            problem
+            for row in load.records(group)
+            for problem in _problems(row, by_trial.get((row.get("run_dir"), row["arm"], row["trial_id"])), several)
+        ]
         title = f"{arm}, {Level.parse(str(level))}"
         troubles.append(Trouble(title, f"{here.sum()} of {len(here)} blocks VALID", problems))
     counts = f"{valid.sum()} of {len(points)} planned trials are VALID"
@@ -119,15 +134,16 @@ def findings(points: pd.DataFrame, details: Iterable[Mapping[str, Any]] = ()) ->
     return Findings(counts, troubles, _caveats(points[complete]))
 
 
-def _problems(row: Mapping[str, Any], records: Mapping[Any, Mapping[str, Any]], several: bool) -> list[Problem]:
-    record = records.get((row.get("run_dir"), row["arm"], row["trial_id"]), {})
+def _problems(row: Row, detail: TrialDetail | None, several: bool) -> list[Problem]:
     block = f"block {row['repeat'] + 1}{' of ' + row['run_id'] if several else ''}"
     if row["state"] == "failed":
-        log = f" (log: {record['log']})" if record.get("log") else ""
+        failure = detail.failure if detail else None
+        if failure is None:
+            return [Problem(block, "FAILED", "see failure.json")]
+        log = f" (log: {failure.log})" if failure.log else ""
         what = {"service": " (the service never came up)", "trial": " (the measurement failed)"}
-        text = str(record.get("error", "see failure.json")).strip()
-        return [Problem(block, f"FAILED{what.get(record.get('stage', ''), '')}", text + log)]
-    sentences = _MEANINGS | record.get("invalid_details", {})
+        return [Problem(block, f"FAILED{what.get(failure.stage, '')}", failure.error.strip() + log)]
+    sentences = _MEANINGS | dict(detail.invalid_details if detail else {})
     codes = load.codes([row["invalid_reasons"]])
     problems = [Problem(block, f"INVALID {code}", sentences.get(code, "")) for code in codes]
     return problems or [Problem(block, "INVALID", "no reason was recorded")]
@@ -177,9 +193,9 @@ def grouped_differences(comparisons: Sequence[Comparison]) -> list[DifferenceGro
 
 
 def provenance(
-    comparisons: Sequence[Comparison], record: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]]
+    comparisons: Sequence[Comparison], record: RunRecord, services: Mapping[str, Effective]
 ) -> list[tuple[str, str]]:
-    provenance = record.get("provenance") or {}
+    provenance = record.provenance
     program = "analysis" if "imported" in provenance else "orchestrator"
     git, host = provenance.get("git") or {}, provenance.get("host") or {}
     dirty = (
@@ -187,29 +203,29 @@ def provenance(
     )
     runs = dict.fromkeys(run for one in comparisons for run in (one.baseline_run, one.candidate_run))
     rows = [
-        ("Run", record.get("run_id")),
+        ("Run", record.run_id),
         ("Compared directories", ", ".join(runs) if len(runs) > 1 else None),
-        ("Status", record.get("status")),
-        ("Started", _time(record.get("started_at"))),
-        ("Finished", _time(record.get("finished_at"))),
-        ("Command", shlex.join(["python", "-m", program, *map(str, record.get("command") or [])])),
-        ("Seed", record.get("seed")),
+        ("Status", record.status),
+        ("Started", _time(record.started_at)),
+        ("Finished", _time(record.finished_at)),
+        ("Command", shlex.join(["python", "-m", program, *record.command])),
+        ("Seed", record.seed),
         ("Orchestrator commit", f"{git['commit']}{dirty}" if git.get("commit") else None),
         ("Client host", _versions(host)),
         ("Client packages", _versions({"python": provenance.get("python"), **(provenance.get("packages") or {})})),
     ]
     facts: dict[tuple[str, str], list[str]] = {}  # what all arms share is said once
     for arm, service in services.items():
-        for what in ("versions", "hardware"):
-            facts.setdefault((what, _versions(service.get(what) or {})), []).append(arm)
+        for what, told in (("versions", service.versions), ("hardware", service.hardware)):
+            facts.setdefault((what, _versions(told)), []).append(arm)
     rows += [(f"Service {what}, {', '.join(arms)}", text) for (what, text), arms in facts.items()]
-    rows += [("Error outside any trial", error) for error in record.get("errors") or []]
+    rows += [("Error outside any trial", error) for error in record.errors]
     return [
         (label, MISSING if value in (None, "") else str(value)) for label, value in rows if value or label == "Seed"
     ]
 
 
-def _versions(values: Mapping[str, Any]) -> str:
+def _versions(values: Mapping[str, object]) -> str:
     """Flat values only: what Ray calls its resources is neither for people nor the same twice."""
     flat = {name: value for name, value in values.items() if value not in (None, []) and not isinstance(value, dict)}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in flat.items())
@@ -241,7 +257,7 @@ def _breakable(text: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=[_./,=])", text))
 
 
-def render(name: str, filters: Mapping[str, Any], **values: Any) -> str:
+def render(name: str, filters: Mapping[str, Callable[..., object]], **values: Any) -> str:
     """A template of this directory, with the ways of `wording` to write a figure."""
     html = name.endswith(".html.jinja")
     environment = Environment(
@@ -263,17 +279,16 @@ def render(name: str, filters: Mapping[str, Any], **values: Any) -> str:
 
 def render_html(
     comparisons: Sequence[Comparison],
-    record: Mapping[str, Any],
+    record: RunRecord,
     points: pd.DataFrame,
     figures: Mapping[str, tuple[str, bytes]],
-    details: Sequence[Mapping[str, Any]] = (),
-    services: Mapping[str, Mapping[str, Any]] | None = None,
+    details: Sequence[TrialDetail] = (),
+    services: Mapping[str, Effective] | None = None,
 ) -> str:
     """One HTML file that needs nothing else: no script, no request.
 
-    `record`: run.json. `points`: as in `load.Run`. `figures`: name -> (caption, SVG), which as an image stays sharp and
-    cannot run anything. `details`: trial.json of the INVALID trials and failure.json of the failed ones, as read.
-    `services`: arm -> effective.json of one of its services.
+    `points`: as in `load.RunData`. `figures`: name -> (caption, SVG), which as an image stays sharp and cannot run
+    anything. `details`: of the INVALID and the failed trials. `services`: arm -> what one of its services told.
     """
     verdicts = Counter(comparison.verdict for comparison in comparisons)
     return render(
@@ -295,8 +310,8 @@ def render_html(
         differences=grouped_differences(comparisons),
         findings=findings(points, details),
         provenance=provenance(comparisons, record, services or {}),
-        run_id=str(record.get("run_id") or "run"),
-        status=record.get("status"),
+        run_id=record.run_id,
+        status=record.status,
     )
 
 
@@ -307,16 +322,17 @@ def points_of(runs: Iterable[RunData]) -> pd.DataFrame:
     return pd.concat([run.points for run in runs], ignore_index=True)
 
 
-def trial_details(run: RunData) -> list[dict[str, Any]]:
-    """trial.json of the INVALID trials and failure.json of the failed ones, each with its `run_dir`."""
+def trial_details(run: RunData) -> list[TrialDetail]:
+    """Of the INVALID and the failed trials. Raises LoadError for a record that cannot be read."""
     found = []
     for row in load.records(run.points):
-        where = (row["arm"], row["level"], row["repeat"])
+        arm, trial_id, run_dir = row["arm"], row["trial_id"], str(run.paths.root)
         if row["state"] == "complete" and not row["valid"]:
-            found.append(dict(load.trial(run, row)))
-        elif row["state"] == "failed" and (path := run.paths.failure_json(*where)).exists():
-            found.append(dict(read_json(path)))
-    return [{**record, "run_dir": str(run.paths.root)} for record in found]
+            sentences = load.trial(run, row).invalid_details
+            found.append(TrialDetail(arm, trial_id, run_dir, invalid_details=sentences))
+        elif row["state"] == "failed" and (failure := load.failure(run, row)) is not None:
+            found.append(TrialDetail(arm, trial_id, run_dir, failure=failure))
+    return found
 
 
 def write(

@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 
 
 class Verdict(StrEnum):
-    """Of the candidate against the baseline."""
+    """What is said of the candidate against the baseline."""
 
     FASTER = "FASTER"
     SLOWER = "SLOWER"

@@ -302,9 +302,9 @@ def lines(differences: Sequence[Difference], documented: Mapping[str, str]) -> l
     for difference in differences:
         same.setdefault(difference._replace(file=kind_of(difference.file)), []).append(difference)
     return [
-        f"{each[0].file}{f' and {len(each) - 1} more' if len(each) > 1 else ''}: {key or 'the file'}: "
-        f"{before[:200]} -> {after[:200]}  [{reason(each[0], documented) or 'NOT DOCUMENTED'}]"
-        for (_, key, before, after), each in same.items()
+        f"{alike[0].file}{f' and {len(alike) - 1} more' if len(alike) > 1 else ''}: {key or 'the file'}: "
+        f"{before[:200]} -> {after[:200]}  [{reason(alike[0], documented) or 'NOT DOCUMENTED'}]"
+        for (_, key, before, after), alike in same.items()
     ]
 
 
@@ -319,10 +319,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{run} is no run directory: it has no run.json")
     differences = compare(asked.before, asked.after)
     print("\n".join(lines(differences, DOCUMENTED)))
-    undocumented = [each for each in differences if reason(each, DOCUMENTED) is None]
+    undocumented = [difference for difference in differences if reason(difference, DOCUMENTED) is None]
     print(f"{len(differences)} differences, {len(undocumented)} of them not documented")
     for pattern in DOCUMENTED:
-        if not any(fnmatchcase(each.subject, pattern) for each in differences):
+        if not any(fnmatchcase(difference.subject, pattern) for difference in differences):
             print(f"documented, but not seen: {pattern}")
     return 1 if undocumented else 0
 

@@ -52,8 +52,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIG
     except Interrupted as interrupted:
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)  # what is left to do is to end with the right exit code
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # what is left to do is to end with the right exit code
         return 128 + interrupted.signum
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

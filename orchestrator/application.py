@@ -77,7 +77,7 @@ def service_key(config: ServiceConfig, cluster: Cluster) -> str:
 
 @functools.cache
 def source_digest(module: str) -> str | None:
-    """Of all that the module runs from (`_source_files`); None for one that is not found (checked later)."""
+    """Digest of all files that the module runs from (`_source_files`); None if it is not found (checked later)."""
     if provenance.find_module(module) is None:
         return None
     files = _source_files(module)
@@ -125,7 +125,7 @@ def _imported(module: str, path: Path) -> list[str]:
             above = package[: len(package) - node.level + 1] if node.level else []
             base = [*above, *([node.module] if node.module else [])]
             names += [".".join([*base, alias.name]) for alias in node.names]
-    return [each for name in names for each in _with_packages(name)]
+    return [module for name in names for module in _with_packages(name)]
 
 
 def _with_packages(name: str) -> list[str]:
@@ -172,7 +172,7 @@ def check_source(config: ServiceConfig) -> None:
 
 
 class _Ask(NamedTuple):
-    """What some equal replicas want of the cluster, each."""
+    """What equal replicas of one deployment want of the cluster, one replica each."""
 
     name: str
     num_replicas: int
@@ -181,7 +181,7 @@ class _Ask(NamedTuple):
 
 
 def check_replicas(config: ServiceConfig, cluster: Cluster) -> None:
-    """More replicas than the cluster can hold would only time out, so this is refused here."""
+    """Refuse more replicas than the cluster can hold, which would only time out. Raises ConfigError."""
     try:
         asks = _asks(config)
     except ConfigError:
@@ -225,17 +225,17 @@ def _asks(config: ServiceConfig) -> list[_Ask]:
 
 
 def _num_workers(engine: Mapping[str, Any]) -> int:
-    """Of one replica: one a GPU, or one a CPU device."""
+    """Engine workers of one replica: one for each GPU or CPU device."""
     return int(engine.get("tensor_parallel_size", 1)) * int(engine.get("pipeline_parallel_size", 1))
 
 
 def gpus_of_server(server: Mapping[str, Any]) -> int:
-    """GPUs of one of vLLM's own servers."""
+    """How many GPUs one of vLLM's own servers takes."""
     return int(server["num_gpus"]) * _num_workers(server["engine"])
 
 
 def _ask(name: str, settings: Mapping[str, Any]) -> _Ask:
-    """Of one deployment's settings. Raises ConfigError for what is no number."""
+    """What one deployment asks of the cluster, by its settings. Raises ConfigError for what is no number."""
     replicas, options = settings.get("num_replicas", 1), settings.get("ray_actor_options") or {}
     check_number(f"{name}: num_replicas", replicas, whole=True, above_0=True)
     if not isinstance(options, dict):

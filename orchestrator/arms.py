@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator import paths
 from orchestrator.application import digest, service_key
@@ -13,18 +12,12 @@ from orchestrator.errors import ConfigError
 from orchestrator.kinds import target_of
 from orchestrator.load.base import LevelRule
 from orchestrator.load.level import Level, Unit
+from orchestrator.results.figures import FIGURES, SET_BY_RATE
+from orchestrator.results.records import PrimaryCell
 
 LEVEL_AXES = ("sweep.concurrency", "sweep.offered_rps")  # swept or listed, they make levels and not arms
 PROFILE_AXIS = "profile"
 PROFILE_BASELINE = "baseline"
-# What can be judged: columns of the summary.
-FIGURES = (
-    *("throughput_rps", "goodput_rps", "input_throughput_tok_per_s", "output_throughput_tok_per_s"),
-    *(f"latency_{each}_ms" for each in ("mean", "p50", "p90", "p95", "p99", "p999")),
-    *(f"{name}_{each}_ms" for name in ("ttft", "tpot") for each in ("mean", "p50", "p99")),
-)
-# In open loop these say what was sent, and nothing about the service.
-SET_BY_RATE = ("throughput_rps", "input_throughput_tok_per_s", "output_throughput_tok_per_s")
 _GROUPS = ("client", "cluster", "model", "profile", "sweep", "workload")
 
 
@@ -73,7 +66,7 @@ class Arm:
 
 
 def _with_effect(jobs: Sequence[Job]) -> list[Job]:
-    """Without those of a workload that has no Ray Serve to set a profile's flags of: it is measured once, without.
+    """The jobs whose profile can have an effect: a workload without Ray Serve has no flags, and is measured once.
 
     Raises ConfigError where nothing but such a job was asked for.
     """
@@ -140,19 +133,19 @@ def _varying(jobs: Sequence[Job]) -> list[str]:
 
 
 def _identity(config: Config) -> str:
-    """Everything but the levels."""
+    """Digest of the config without its levels; equal for jobs that are the same arm or copies of it."""
     plain = dataclasses.asdict(config)
     for axis in LEVEL_AXES:
         del plain["sweep"][axis.partition(".")[2]]
-    kinds = [target_of(each) for each in (config.cluster, config.client, config.sweep.load, *config.observe.values())]
-    return digest([plain, kinds])
+    kinds = [config.cluster, config.client, config.sweep.load, *config.observe.values()]
+    return digest([plain, [target_of(kind) for kind in kinds]])
 
 
 def _figure(config: Config, level: Level) -> str:
     """The figure that is judged at this level. Raises ConfigError where none is called so, or a rate sets it."""
     is_rate = level.unit is Unit.requests_per_s
     name = config.compare.figure or ("latency_p95_ms" if is_rate else "throughput_rps")
-    available = [each for each in FIGURES if not (is_rate and each in SET_BY_RATE)]
+    available = [figure for figure in FIGURES if not (is_rate and figure in SET_BY_RATE)]
     if name not in available:
         why = (
             f"follows from the {level.text} that are offered" if name in FIGURES else "is no figure that can be judged"
@@ -169,7 +162,7 @@ def comparisons(arms: Iterable[Arm]) -> list[list[Arm]]:
     return list(groups.values())
 
 
-def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def primary_cells(arms: Sequence[Arm]) -> list[PrimaryCell]:
     """What the verdicts will be about, fixed before the first deployment: one figure at the highest level.
 
     One cell for each arm that is compared with its baseline, at the highest level that they share; an arm that
@@ -195,13 +188,13 @@ def primary_cells(arms: Sequence[Arm]) -> list[dict[str, Any]]:
                     f"arms that are compared need a level in common ({' or '.join(LEVEL_AXES)}), found {levels}"
                 )
             cells.append(
-                {
-                    "axes": dict(baseline.other_axes),
-                    "baseline": baseline.name,
-                    "candidate": candidate.name if candidate else None,
-                    "metric": _figure(baseline.config, max(shared)),
-                    "level": max(shared).name,
-                }
+                PrimaryCell(
+                    axes=dict(baseline.other_axes),
+                    baseline=baseline.name,
+                    candidate=candidate.name if candidate else None,
+                    metric=_figure(baseline.config, max(shared)),
+                    level=max(shared).name,
+                )
             )
     return cells
 

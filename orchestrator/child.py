@@ -46,7 +46,7 @@ class Child:
         self._received = b""
 
     def start(self) -> None:
-        """Once."""
+        """Start the process; to be called once."""
         assert self._started is None
         with uninterrupted(), self.log.open("ab") as stderr:  # else it could be forked and nobody know it
             self._started = subprocess.Popen(
@@ -62,7 +62,7 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Mapping[str, object]) -> None:
         """Raises `error` when the child has ended."""
         try:
             self._stdin.write(json.dumps(message).encode() + b"\n")
@@ -78,7 +78,7 @@ class Child:
         received = receive_any([self], deadline_s, awaited)
         return None if received is None else received[1]
 
-    def ask(self, message: Mapping[str, Any], timeout_s: float, awaited: str) -> Message | None:
+    def ask(self, message: Mapping[str, object], timeout_s: float, awaited: str) -> Message | None:
         """Send, and receive the answer; None after `timeout_s`. Raises `error` when the child has ended.
 
         Whoever does not answer is killed: a late answer would be taken for the next one's.
@@ -106,7 +106,7 @@ class Child:
                 self._stdin.close()
 
     def kill(self) -> None:
-        """End it now; what it started itself is not ours to find."""
+        """Kill the process, but not the processes that it started."""
         if self._started is not None:
             self._process.kill()
             self._process.wait()
@@ -201,8 +201,8 @@ def say(channel: TextIO, event: str, /, **facts: Any) -> None:
 
 
 def be_service(
-    bring_up: Callable[[Mapping[str, Any], Callable[[str], None]], Mapping[str, Any]],
-    snapshot: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    bring_up: Callable[[Message, Callable[[str], None]], Message],
+    snapshot: Callable[[Message], Message],
     ask_to_end: Callable[[], None] = lambda: None,
 ) -> NoReturn:
     """The life of a child process that is a local service, until its standard input closes.

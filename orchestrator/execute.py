@@ -1,4 +1,4 @@
-"""The loop: bring services up, measure one level at a time, always tear down. Who reads `Run.go` knows the project.
+"""The loop: bring services up, measure one level at a time, always tear down (drawn in docs/architecture.md).
 
 A service or trial that fails is a recorded result and the run goes on; an interrupt ends the run after teardown.
 """
@@ -86,7 +86,7 @@ class Run:
         return EXIT_OK if all(row.valid for row in self.journal.rows) else EXIT_INVALID
 
     def _go_through(self, wave: Wave) -> None:
-        """Its trials from the start, past those that are done. Services come up only where one is left to measure."""
+        """Measure the trials of the wave that are not done. Only services that have one of those are brought up."""
         expected = wave.expected(self._known)
         if expected and not self._is_too_dear(expected):
             with ExitStack() as live:
@@ -127,7 +127,7 @@ class Run:
                 self._stop(handle)
 
     def _stop(self, handle: Running) -> None:
-        """What a service leaves behind is an error of the run, and not the end of it."""
+        """Stop it. What it leaves behind is noted as an error of the run, which goes on."""
         with uninterrupted():
             left = handle.stop()
             self._begun.remove(handle)
@@ -136,7 +136,7 @@ class Run:
                 self._progress.teardown_failed(left)
 
     def _bring_up(self, expected: list[Trial], live: ExitStack) -> dict[Service, Running]:
-        """The services of these trials, side by side; one that fails takes its trials with it."""
+        """Start the services of these trials side by side. The trials of one that fails are recorded as failed."""
         started: dict[Service, tuple[Running, Path]] = {}
         for service in dict.fromkeys(trial.service for trial in expected):
             directory = self.paths.service_dir(service.arms[0].name, service.repeats[0])
@@ -160,7 +160,7 @@ class Run:
                 continue
             running[service] = handle
             effective = self.journal.read_back(directory, service.arms[0].key, handle.effective)
-            self._progress.service_ready(service, effective.listener)
+            self._progress.service_ready(service, effective)
             for warning in effective.warnings:
                 self._progress.warning(warning)
         return running
@@ -223,7 +223,9 @@ class Run:
         self.journal.finish(status, self._cost_usd())
 
     def _cost_usd(self) -> float | None:
-        return spent_usd(self.journal.timeline, {each.label: each.config.cluster for each in self.plan.services})
+        return spent_usd(
+            self.journal.timeline, {service.label: service.config.cluster for service in self.plan.services}
+        )
 
     def _is_too_dear(self, expected: list[Trial]) -> bool:
         """Whether the services so far, which may have taken longer than estimated, have used up `max_cost_usd`."""

@@ -14,7 +14,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,7 +34,6 @@ from orchestrator.results.records import (
     Failure,
     PlannedArm,
     PlanRecord,
-    PrimaryCell,
     Resume,
     RunRecord,
     Span,
@@ -71,10 +69,10 @@ class Journal:
         self._rows: dict[_Key, SummaryRow] = {}
 
     def begin(self, run: RunRecord) -> None:
-        """A new run. Nothing is written before `save`."""
+        """Take this record for a new run. Nothing is written before `save`."""
         self.run = run
 
-    def resume(self, provenance: Mapping[str, Any]) -> None:
+    def resume(self, provenance: Mapping[str, object]) -> None:
         """Go on with the run that lies here. Raises ValueError for one that is not as we write it."""
         earlier = read(RunRecord, self.paths.run_json)
         self.timeline += earlier.timeline
@@ -110,7 +108,7 @@ class Journal:
         self._rows[key] = self._planned[key]
 
     def begin_trial(self, planned: SummaryRow) -> Path:
-        """Its directory, empty: whatever lies there was cut off, and is put aside."""
+        """Make the empty directory of this trial. What an attempt that was cut off left there is put aside."""
         self.expect([planned])
         directory = self._trial_json(planned).parent
         set_aside(directory)
@@ -118,7 +116,7 @@ class Journal:
         return directory
 
     def end_block(self, arm: str, repeat: int) -> None:
-        """An arm is done in a block: what it was not asked for there leaves the summary."""
+        """An arm is done in a block: listed levels that its rule did not ask for there leave the summary."""
         over = [row for row in self.rows if (row.arm, row.repeat, row.state) == (arm, repeat, PLANNED)]
         for row in over:
             del self._rows[row.arm, row.trial_id], self._planned[row.arm, row.trial_id]
@@ -144,8 +142,8 @@ class Journal:
         write_json(path, failure)
         self._rows[arm, trial_id] = dataclasses.replace(row, state=FAILED)
 
-    def read_back(self, directory: Path, service_key: str, told: Mapping[str, Any]) -> Effective:
-        """Write `effective.json` of what a service told about itself. Raises ValueError if that is not the like."""
+    def read_back(self, directory: Path, service_key: str, told: Mapping[str, object]) -> Effective:
+        """Write `effective.json` of what a service told about itself. Raises ValueError for missing or wrong keys."""
         effective = parse_record(Effective, {"service_key": service_key, **told}, str(directory))
         write_json(directory / "effective.json", effective)
         return effective
@@ -161,7 +159,7 @@ class Journal:
             self.timeline.append(Span(what=what, name=name, start_s=start_s, end_s=end_s))
 
     def save_summary(self) -> None:
-        """As far as it is known by now."""
+        """Write summary.parquet and summary.csv with the rows as they are now."""
         write_summary(self.paths.root, self.rows)
 
     def save(self) -> None:
@@ -170,7 +168,7 @@ class Journal:
         write_json(self.paths.run_json, self.run)
 
     def finish(self, status: str, cost_usd: float | None = None) -> None:
-        """The end, for now: `status` as in run.json."""
+        """Write how this invocation ended; `status` as in run.json."""
         self.run = dataclasses.replace(
             self.run,
             status=status,
@@ -182,7 +180,7 @@ class Journal:
         self.save()
 
     def close(self) -> None:
-        """Let others write here."""
+        """Release the directory to other processes."""
         os.close(self._claim)
 
     def _trial_json(self, row: SummaryRow) -> Path:
@@ -204,7 +202,7 @@ def now() -> str:
 
 
 def open_journal(plan: Plan, paths: RunPaths, command: Sequence[str]) -> Journal:
-    """Of a new run, or of the one that lies there, which goes on. Raises ConfigError when another process holds it."""
+    """The journal of a new run, or of one that is resumed. Raises ConfigError when another process holds it."""
     journal = Journal(paths)
     if paths.run_json.exists():
         journal.resume(collect())
@@ -240,7 +238,7 @@ def reopen(plan: Plan, journal: Journal) -> None:
 
 
 def planned_row(arm: Arm, level: Level, repeat: int, run_id: str) -> SummaryRow:
-    """What is known of a trial beforehand."""
+    """The summary row of a trial that is not measured yet."""
     config = arm.config
     return SummaryRow(
         run_id=run_id,
@@ -290,7 +288,7 @@ def _run_record(plan: Plan, run_id: str, command: Sequence[str]) -> RunRecord:
             repeats=first.config.sweep.repeats,
             redeploy=first.config.cluster.redeploy,
         ),
-        primary_cells=[PrimaryCell(**cell) for cell in primary_cells(plan.arms)],
+        primary_cells=primary_cells(plan.arms),
         provenance=collect(),
     )
 

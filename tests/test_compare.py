@@ -17,7 +17,7 @@ from analysis.contrasts import IncomparableError, Pair, pair_of
 from analysis.figures import FIGURES, THROUGHPUT
 from analysis.load import ArmData, LoadError, RunData
 from orchestrator.load.level import Level
-from orchestrator.results.records import SummaryRow, keys, read_json, write_json
+from orchestrator.results.records import LookRecord, SummaryRow, keys, read_json, write_json
 from orchestrator.results.samples import read_samples, write_samples
 from tests.runs import make_run
 
@@ -310,8 +310,9 @@ def test_a_floor_must_fit(run_of: MakeRun) -> None:
 
 
 def looks_of(run: RunData) -> list[tuple[int, float]]:
-    lines = run.paths.looks_jsonl.read_text().splitlines()
-    return [(each["num_blocks"], round(each["alpha"], 6)) for each in map(json.loads, lines)]
+    found = [json.loads(line) for line in run.paths.looks_jsonl.read_text().splitlines()]
+    assert all(list(look) == list(keys(LookRecord)) for look in found)
+    return [(look["num_blocks"], round(look["alpha"], 6)) for look in found]
 
 
 def test_blocks_of_further_runs_are_added_and_looks_are_spent(run_of: MakeRun) -> None:

@@ -175,21 +175,21 @@ def test_primary_cell_is_throughput_at_the_highest_level(compose: Compose) -> No
         compose, *(["workload=" + w, "profile=" + p] for p in ("baseline", "grpc") for w in ("unary", "streaming"))
     )
     cells = primary_cells(make_plan(four, 0).arms)
-    assert cells[0] == {
+    assert dataclasses.asdict(cells[0]) == {
         "axes": {"workload": "unary"},
         "baseline": "unary,baseline",
         "candidate": "unary,grpc",
         "metric": "throughput_rps",
         "level": "c0256",
     }
-    assert [(cell["candidate"], cell["level"]) for cell in cells] == [
+    assert [(cell.candidate, cell.level) for cell in cells] == [
         ("unary,grpc", "c0256"),
         ("streaming,grpc", "c0128"),
     ]
 
 
 def pairs(arms: Sequence[Arm]) -> list[tuple[str, str | None]]:
-    return [(cell["baseline"], cell["candidate"]) for cell in primary_cells(arms)]
+    return [(cell.baseline, cell.candidate) for cell in primary_cells(arms)]
 
 
 def test_what_is_compared_is_declared(compose: Compose) -> None:
@@ -200,7 +200,7 @@ def test_what_is_compared_is_declared(compose: Compose) -> None:
     declared = ["compare.treatment=workload", "compare.baseline=streaming"]
     each = jobs(compose, *([*workload, *declared] for workload in workloads))
     assert pairs(make_plan(each, 0).arms) == [("streaming", "unary")]
-    assert primary_cells(make_plan(each, 0).arms)[0]["level"] == "c0128"  # the highest that both have
+    assert primary_cells(make_plan(each, 0).arms)[0].level == "c0128"  # the highest that both have
     three = jobs(compose, *([f"profile={p}"] for p in ("grpc", "baseline", "haproxy")))
     assert pairs(make_plan(three, 0).arms) == [("baseline", "grpc"), ("baseline", "haproxy")]
     both = [
@@ -242,7 +242,7 @@ def test_rates_are_levels(compose: Compose) -> None:
         ("r000020.00-r0", None),
     }
     (cell,) = primary_cells(listed.arms)
-    assert (cell["metric"], cell["level"]) == ("latency_p95_ms", "r000020.00")
+    assert (cell.metric, cell.level) == ("latency_p95_ms", "r000020.00")
     swept = make_plan(jobs(compose, [*model, "sweep.offered_rps=4"], [*model, "sweep.offered_rps=2"]), 0)
     assert [arm.levels for arm in swept.arms] == [(Level.of_rate(2), Level.of_rate(4))]
 
@@ -259,7 +259,7 @@ def test_what_is_judged_is_chosen(compose: Compose) -> None:
     at_rate = ["workload=llm", "model=tiny", "sweep=quick", "sweep.concurrency=null", "sweep.offered_rps=2"]
     for load, figure in (([], "latency_p99_ms"), (at_rate, "ttft_p99_ms"), (at_rate, "goodput_rps")):
         plan = make_plan(jobs(compose, [*load, f"compare.figure={figure}"]), 0)
-        assert [cell["metric"] for cell in primary_cells(plan.arms)] == [figure]
+        assert [cell.metric for cell in primary_cells(plan.arms)] == [figure]
     for load, figure, says in (
         (
             at_rate,

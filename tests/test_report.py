@@ -17,26 +17,27 @@ from rich.console import Console
 from analysis import figures, formats, load, published, report, wording
 from analysis.cells import Cell, Comparison
 from analysis.differences import Difference
-from orchestrator.results.records import SummaryRow, keys
+from orchestrator.results.records import Declaration, Failure, PlanRecord, RunRecord, SummaryRow, keys, write_json
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 HOSTILE = 'a<script>alert("1")</script>|`b`&*c*'
-RECORD: dict[str, Any] = {
-    "schema_version": 1,
-    "run_id": "2026-11-21_05-36-31",
-    "status": "complete",
-    "started_at": "2026-11-21T05:36:31+00:00",
-    "finished_at": "2026-11-21T07:02:29+00:00",
-    "command": ["workload=unary", "profile=baseline,optimized", "sweep.repeats=5", "-m"],
-    "seed": 1848130049,
-    "provenance": {
+RECORD = RunRecord(
+    run_id="2026-11-21_05-36-31",
+    status="complete",
+    started_at="2026-11-21T05:36:31+00:00",
+    finished_at="2026-11-21T07:02:29+00:00",
+    command=["workload=unary", "profile=baseline,optimized", "sweep.repeats=5", "-m"],
+    seed=1848130049,
+    plan=PlanRecord(arms=[], services=[], trials=[]),
+    compare=Declaration(treatment=["profile"], baseline=None, repeats=5, redeploy="per_repeat"),
+    primary_cells=[],
+    provenance={
         "git": {"commit": "696ae36af56a54a57fbfbbf786bfb04e78a8ca65", "dirty": True},
         "packages": {"ray": "2.60.0", "locust": "2.47.0", "numpy": "2.4.6"},
         "python": "3.11.7",
         "host": {"cpu_model": "AMD EPYC", "num_logical_cpus": 2, "memory_gib": 23.54, "gpus": [], "governor": None},
     },
-    "errors": [],
-}
+)
 
 
 def cell(
@@ -153,22 +154,27 @@ def points(
     return pd.DataFrame(rows)
 
 
-DETAILS: list[dict[str, Any]] = [
-    {
-        "arm": "optimized",
-        "trial_id": "c0064-r1",
-        "invalid_details": {
+DETAILS = [
+    report.TrialDetail(
+        "optimized",
+        "c0064-r1",
+        invalid_details={
             "drift": "Throughput changed by +23% over the window (95 % interval +2% to +44%), more than 20%. "
             "Lengthen warmup_s, or stop other work on these machines.",
         },
-    },
-    {
-        "arm": "optimized",
-        "trial_id": "c0064-r2",
-        "stage": "service",
-        "error": "asked for a service within 180 s, found <no replica> ready",
-        "log": "services/optimized/r2/driver.log",
-    },
+    ),
+    report.TrialDetail(
+        "optimized",
+        "c0064-r2",
+        failure=Failure(
+            arm="optimized",
+            trial_id="c0064-r2",
+            repeat=2,
+            stage="service",
+            error="asked for a service within 180 s, found <no replica> ready",
+            log="services/optimized/r2/driver.log",
+        ),
+    ),
 ]
 
 
@@ -285,10 +291,10 @@ def test_html_escapes_names() -> None:
                 differences=(Difference(HOSTILE, HOSTILE, HOSTILE, "declared", False),),
             )
         ],
-        RECORD | {"run_id": HOSTILE, "command": [HOSTILE]},
+        replace(RECORD, run_id=HOSTILE, command=[HOSTILE]),
         points(("baseline", HOSTILE)),
         {HOSTILE: (HOSTILE, b"")},
-        [{"arm": HOSTILE, "trial_id": "c0064-r1", "invalid_details": {"drift": HOSTILE}}],
+        [report.TrialDetail(HOSTILE, "c0064-r1", invalid_details={"drift": HOSTILE})],
     )
     assert "<script" not in html
     assert 'alert("' not in html
@@ -327,7 +333,8 @@ def test_html_of_several_and_of_none() -> None:
 
 def test_html_without_primary_or_figures_that_are_missing() -> None:
     bare = replace(comparison(), primary=None, cells=(), differences=())
-    text = page(bare, record={"run_id": "imported", "command": None}, points=points(repeats=1), details=[]).text()
+    untold = replace(RECORD, run_id="imported", finished_at=None, command=[], seed=None, provenance={})
+    text = page(bare, record=untold, points=points(repeats=1), details=[]).text()
     assert "NO VERDICT" in text
     assert "No difference was found." in text
     single = cell(1.4, None, None, "INCONCLUSIVE", num_blocks=1, num_planned=1, reason="one deployment an arm")
@@ -458,9 +465,19 @@ def test_trial_details(tmp_path: Path) -> None:
     rows = load.records(run.points)
     run.points["valid"] = pd.Series([False, None, *[True] * (len(rows) - 2)], dtype=object)
     run.points.loc[1, "state"] = "failed"
-    failed = (rows[1]["arm"], rows[1]["level"], rows[1]["repeat"])
-    run.paths.failure_json(*failed).write_text(json.dumps({"arm": failed[0], "trial_id": "x", "error": "gone"}))
+    arm, repeat, trial_id = rows[1]["arm"], rows[1]["repeat"], rows[1]["trial_id"]
+    failure = Failure(arm=arm, trial_id=trial_id, repeat=repeat, stage="trial", error="gone", log=None)
+    path = run.paths.failure_json(arm, rows[1]["level"], repeat)
+    write_json(path, failure)
     details = report.trial_details(run)
-    assert [each["trial_id"] for each in details] == [rows[0]["trial_id"], "x"]
-    assert {each["run_dir"] for each in details} == {str(run.paths.root)}
+    assert [(detail.trial_id, detail.failure) for detail in details] == [
+        (rows[0]["trial_id"], None),
+        (trial_id, failure),
+    ]
+    assert {detail.run_dir for detail in details} == {str(run.paths.root)}
+    path.write_text("{")
+    with pytest.raises(load.LoadError, match=r"failure\.json"):
+        report.trial_details(run)
+    path.unlink()
+    assert len(report.trial_details(run)) == 1
     assert len(report.points_of([run, run])) == 2 * len(rows)

@@ -18,13 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.cells import cells_frame
-from analysis.looks import Look
 from orchestrator.results import document, validity
 from orchestrator.results.document import TABLES, with_tables
 from orchestrator.results.records import (
     ClientFacts,
     ComparisonRow,
-    LookRecord,
     ServerFacts,
     SummaryRow,
     TrialRecord,
@@ -698,9 +696,7 @@ def test_every_key_has_a_sentence() -> None:
             assert each.name in keys(record) or (record, each.name) == (SummaryRow, "swept"), (record, each.name)
 
 
-def test_looks_and_cells_are_written_as_documented() -> None:
-    names = [field.name for field in dataclasses.fields(Look)]
-    assert ["look" if name == "number" else name for name in names] + ["at"] == list(keys(LookRecord))
+def test_cells_are_written_as_documented() -> None:
     assert list(cells_frame([]).columns) == list(keys(ComparisonRow))
 
 

@@ -13,5 +13,5 @@ class Ladder(LevelRule):
 
     def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
         """The first that was not measured yet."""
-        measured = {each.level for each in done}
-        return next((level for level in listed if level not in measured), None)
+        levels = {measured.level for measured in done}
+        return next((level for level in listed if level not in levels), None)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def observing(
         yield {name: stack.enter_context(observer.during(service, directory)) for name, observer in observers.items()}
 
 
-def observed_facts(recordings: Mapping[str, Recording], window: Period) -> dict[str, dict[str, Any]]:
+def observed_facts(recordings: Mapping[str, Recording], window: Period) -> dict[str, Mapping[str, object]]:
     """`observed` of a trial's record: observer to its facts of the window."""
     return {name: asdict(recording.facts(window)) for name, recording in recordings.items()}
 

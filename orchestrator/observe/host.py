@@ -233,7 +233,7 @@ class HostRecording:
             self._cpu_s[process.role] += cpu_s
 
     def _recognise(self, pid: int, process: _Process) -> None:
-        """Whose it is."""
+        """Set whose process it is, and its role."""
         parent = self._processes.get(process.parent)
         parent_owner: Owner = parent.owner if parent else "other"
         marker = _marker(pid)

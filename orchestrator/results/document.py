@@ -94,9 +94,9 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _type_text(kind: Any) -> str:
-    """As JSON calls it."""
+    """The name that JSON has for this type."""
     if isinstance(kind, types.UnionType):
-        return " or ".join("null" if each is type(None) else _type_text(each) for each in get_args(kind))
+        return " or ".join("null" if member is type(None) else _type_text(member) for member in get_args(kind))
     if get_origin(kind) is Sequence:
         first, *rest = _type_text(get_args(kind)[0]).split(" ", 1)
         return " ".join(["list of", f"{first}s", *rest])

@@ -440,16 +440,18 @@ class ComparisonRow:
     candidate: Annotated[str, "name of the arm"]
     baseline_value: Annotated[float | None, "geometric mean of the baseline over the blocks, in the metric's unit"]
     candidate_value: Annotated[float | None, "the same of the candidate"]
-    ratio: Annotated[float | None, "candidate against baseline, above 1 is better; null = cannot be said"]
-    ci_low_ratio: Annotated[float | None, "lower end of the interval of the ratio"]
-    ci_high_ratio: Annotated[float | None, "upper end of the same"]
-    confidence: Annotated[float | None, "of the interval, 0 to 1"]
+    ratio: Annotated[float | None, "candidate against baseline, above 1 is better; null = cannot be said"] = None
+    ci_low_ratio: Annotated[float | None, "lower end of the interval of the ratio"] = None
+    ci_high_ratio: Annotated[float | None, "upper end of the same"] = None
+    confidence: Annotated[float | None, "of the interval, 0 to 1"] = None
     num_blocks: Annotated[int, "blocks in which both points are VALID"]
     num_planned: Annotated[int, "blocks that were planned"]
     family: Annotated[str, "which cells share an error with this one: primary, secondary or descriptive"]
-    verdict: Annotated[str | None, "FASTER, SLOWER, EQUIVALENT or INCONCLUSIVE; null where none is given"]
-    reason: Annotated[str, "why there is no other verdict; empty if nothing stands against it"]
-    floor_ratio: Annotated[float | None, "what noise alone did in an A/A run (`--floor`), as a ratio of at least 1"]
+    verdict: Annotated[str | None, "FASTER, SLOWER, EQUIVALENT or INCONCLUSIVE; null where none is given"] = None
+    reason: Annotated[str, "why there is no other verdict; empty if nothing stands against it"] = ""
+    floor_ratio: Annotated[float | None, "what noise alone did in an A/A run (`--floor`), as a ratio of at least 1"] = (
+        None
+    )
 
 
 # ---- What a type says of its file ----
@@ -466,22 +468,22 @@ class Key:
 
     @property
     def arrow_name(self) -> str:
-        """Of a column."""
-        plain = next(each for each in get_args(self.type) or (self.type,) if each is not type(None))
+        """The type of the column in Arrow."""
+        plain = next(kind for kind in get_args(self.type) or (self.type,) if kind is not type(None))
         return self.width or {str: "string", int: "int64", float: "double", bool: "bool"}[plain]
 
 
 def keys(record: type) -> dict[str, Key]:
     """The keys of a file on disk, or its columns, in their order."""
     found = {}
-    for each in dataclasses.fields(record):
-        if sentences := getattr(each.type, "__metadata__", ()):
-            found[each.name] = Key(each.name, get_args(each.type)[0], *sentences)
+    for key in dataclasses.fields(record):
+        if sentences := getattr(key.type, "__metadata__", ()):
+            found[key.name] = Key(key.name, get_args(key.type)[0], *sentences)
     return found
 
 
 def arrow_schema(record: type, swept: Sequence[str] = ()) -> "pa.Schema":
-    """The columns of a table with such rows."""
+    """The columns of a table whose rows are such records."""
     import pyarrow as pa
 
     columns = [(key.name, pa.type_for_alias(key.arrow_name)) for key in keys(record).values()]
@@ -526,7 +528,7 @@ _adapters: dict[type, Any] = {}  # made once a type, which takes some millisecon
 
 
 def read(record: type[_Record], path: Path) -> _Record:
-    """A file as its type. Raises `FileNotFoundError`, or `ValueError` that names `path` and what is wrong in it."""
+    """Read a file as its record. Raises `FileNotFoundError`, or `ValueError` that names `path` and the fault."""
     content = read_json(path)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
@@ -535,7 +537,7 @@ def read(record: type[_Record], path: Path) -> _Record:
 
 
 def parse(record: type[_Record], content: object, what: str) -> _Record:
-    """What JSON gave as its type. Raises `ValueError` that names `what` and each key that is missing or wrong."""
+    """Make a record of JSON. Raises `ValueError` that names `what` and each key that is missing or wrong."""
     from pydantic import TypeAdapter, ValidationError  # takes 0.2 s, and most of what imports us reads nothing
 
     if record not in _adapters:
@@ -544,12 +546,12 @@ def parse(record: type[_Record], content: object, what: str) -> _Record:
         found: _Record = _adapters[record].validate_json(json.dumps(content), strict=True)
         return found
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)]
+        wrong = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_url=False)]
         raise ValueError(f"{what} is not as we write it: {'; '.join(wrong[:5])}") from error
 
 
 def summary_table(rows: Sequence[SummaryRow]) -> "pa.Table":
-    """Rows to a table of the columns of `SummaryRow`, then of what was swept.
+    """A table with the columns of `SummaryRow`, then one for each swept axis.
 
     Raises `ValueError` for a value of another type than its column's.
     """

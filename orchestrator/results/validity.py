@@ -95,7 +95,7 @@ class Validity:
 
     @property
     def valid(self) -> bool:
-        """An unchecked rule does not invalidate; it is shown."""
+        """No rule is broken. Unchecked ones do not make a point INVALID; they are shown."""
         return not self.reasons
 
     def invalidate(self, code: str, detail: str) -> None:
@@ -185,7 +185,7 @@ def _in_flight(it: Evidence, limit: float) -> Answer:
 
 
 def _window_cut_short(it: Evidence, limit: float) -> Answer:
-    """By the client's own account, or by the samples."""
+    """Mean number in flight by the client's own record, else by the samples."""
     window_s = it.client.window_s
     if window_s is not None and window_s < it.duration_s * (1 - limit):
         return (

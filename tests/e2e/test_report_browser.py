@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from analysis.differences import Difference
 from analysis.report import render_html
+from orchestrator.results.records import Effective
 from tests.test_report import DETAILS, HOSTILE, LEVELS, RECORD, cell, comparison, points
 
 pytestmark = pytest.mark.e2e
@@ -67,7 +68,9 @@ def cases() -> dict[str, str]:
     }  # fmt: skip
     several = [comparison(replace(first, axes=f"workload={name}"), text) for name, (first, text) in three.items()]
     differences = (*comparison().differences, Difference(LONG, HOSTILE, LONG, "declared", False))
-    effective = {"versions": {"ray": "2.60.0"}, "hardware": {"cpu_model": "AMD EPYC", "num_cpus": 2}}
+    effective = Effective(
+        service_key="0", versions={"ray": "2.60.0"}, hardware={"cpu_model": "AMD EPYC", "num_cpus": 2}
+    )
     summary = "optimized is faster than baseline: ×3.94 the throughput at 64 clients (95 % interval 3.71 to 4.18)."
     pictures = figures()
     return {
@@ -77,18 +80,18 @@ def cases() -> dict[str, str]:
         "several": render_html(several, RECORD, points(), pictures, DETAILS),
         "invalid": render_html(
             [comparison(invalid, "No verdict: the primary cell is INVALID in every block.")],
-            RECORD | {"status": "interrupted"}, points(), {}, DETAILS,
+            replace(RECORD, status="interrupted"), points(), {}, DETAILS,
         ),
         "single": render_html(
             [comparison(single, "optimized shows ×1.42, but nobody can tell effect from noise: one run an arm.")],
-            {"run_id": "imported"}, points(repeats=1), {}, (),
+            replace(RECORD, run_id="imported"), points(repeats=1), {}, (),
         ),
         "hostile": render_html(
             [comparison(hostile, f"{LONG} {HOSTILE}", warnings=tuple(f"{i}: {HOSTILE} {LONG}" for i in range(10)),
                         differences=differences)],
-            RECORD | {"command": [LONG, HOSTILE]}, points(("baseline", LONG)), pictures, DETAILS,
+            replace(RECORD, command=[LONG, HOSTILE]), points(("baseline", LONG)), pictures, DETAILS,
         ),
-        "nothing": render_html([], {"run_id": "one arm"}, points(("baseline",)), pictures, ()),
+        "nothing": render_html([], replace(RECORD, run_id="one arm"), points(("baseline",)), pictures, ()),
     }  # fmt: skip
 
 
