@@ -88,7 +88,7 @@ def test_margin(root: Path) -> None:
     ],
 )
 def test_refusals(root: Path, arguments: list[str], code: int, says: str) -> None:
-    done = analysis(*(each.format(root=root) for each in arguments))
+    done = analysis(*(argument.format(root=root) for argument in arguments))
     assert done.returncode == code, done.stdout + done.stderr
     assert says in " ".join((done.stdout + done.stderr).replace("│", " ").split())
     assert "Traceback" not in done.stderr

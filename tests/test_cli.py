@@ -81,7 +81,7 @@ def test_each_job_is_composed_once_and_as_hydra_does_it(tmp_path: Path, monkeypa
         ]
 
     ours = jobs(tmp_path / "ours")
-    assert [each[:2] for each in composed] == [
+    assert [job[:2] for job in composed] == [
         [f"workload={workload}", f"profile={profile}"]
         for workload in ("streaming", "recsys")
         for profile in ("baseline", "optimized")
@@ -304,7 +304,7 @@ def test_cleanup_says_what_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "e" / "run.json").mkdir(parents=True)
     told = subprocess.run([*cleanup, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (told.returncode, told.stderr) == (1, "")
-    broken = [each for each in "abcde" if f"{tmp_path / each}: what it left cannot be found out" in told.stdout]
+    broken = [name for name in "abcde" if f"{tmp_path / name}: what it left cannot be found out" in told.stdout]
     assert "".join(broken) == "abce"
     assert f"cleanup {tmp_path} --yes" in told.stdout
     told = subprocess.run([*cleanup, str(tmp_path / "f")], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -41,7 +41,7 @@ def only(run: RunData, record: bool = True, **kwargs: object) -> Comparison:
 
 
 def cell(comparison: Comparison, metric: str, level: str) -> Cell:
-    [found] = [each for each in comparison.cells if (each.metric, each.level) == (metric, level)]
+    [found] = [one for one in comparison.cells if (one.metric, one.level) == (metric, level)]
     return found
 
 
@@ -85,7 +85,7 @@ def test_a_slower_arm(run_of: MakeRun) -> None:
 
 
 def test_families(run_of: MakeRun) -> None:
-    families = {(each.metric, each.level): each.family for each in only(run_of("run", TWO)).cells}
+    families = {(cell.metric, cell.level): cell.family for cell in only(run_of("run", TWO)).cells}
     assert [key for key, family in families.items() if family == "primary"] == [("throughput_rps", "c0016")]
     assert {key for key, family in families.items() if family == "secondary"} == {
         ("latency_p50_ms", "c0016"),
@@ -93,14 +93,14 @@ def test_families(run_of: MakeRun) -> None:
         ("throughput_rps", "c0004"),
     }
     comparison = only(run_of("again", TWO))
-    assert all(each.verdict is None for each in comparison.cells if each.family == "descriptive")
-    assert all(each.verdict for each in comparison.cells if each.family != "descriptive")
+    assert all(cell.verdict is None for cell in comparison.cells if cell.family == "descriptive")
+    assert all(cell.verdict for cell in comparison.cells if cell.family != "descriptive")
 
 
 def test_primary_cells_of_a_run_share_the_error(run_of: MakeRun) -> None:
     run = run_of("run", {"baseline": 20.0, "optimized": 30.0, "haproxy": 20.5}, repeats=5)
     comparisons = compare.compare_run(run)
-    found = {each.candidate: each.primary for each in comparisons}
+    found = {comparison.candidate: comparison.primary for comparison in comparisons}
     optimized, haproxy = found["optimized"], found["haproxy"]
     assert optimized is not None
     assert haproxy is not None
@@ -172,7 +172,7 @@ def test_a_way_longer_than_the_effect_is_told(run_of: MakeRun) -> None:
         for path in run.paths.root.glob("*/trials/*/trial.json"):
             write_json(path, read_json(path) | {"round_trip_ms": way_ms})
         warnings = only(load.load_run(run.paths.root)).warnings
-        assert any("the way to the service and back takes 20 ms" in each for each in warnings) == told, warnings
+        assert any("the way to the service and back takes 20 ms" in warning for warning in warnings) == told, warnings
 
 
 def test_a_run_in_progress_has_no_verdict_and_is_no_look(run_of: MakeRun) -> None:
@@ -204,7 +204,7 @@ RATES = {"levels": (100, 250), "open_loop": True, "figure": "latency_p95_ms"}
 
 def test_at_a_rate_the_declared_latency_is_judged_and_throughput_is_only_shown(run_of: MakeRun) -> None:
     comparison = only(run_of("run", TWO, repeats=5, **RATES))
-    families = {(each.metric, each.level): each.family for each in comparison.cells}
+    families = {(cell.metric, cell.level): cell.family for cell in comparison.cells}
     assert [key for key, family in families.items() if family == "primary"] == [("latency_p95_ms", "r000250.00")]
     assert {key for key, family in families.items() if family == "secondary"} == {
         ("latency_p50_ms", "r000250.00"),
@@ -239,14 +239,14 @@ def test_a_closed_loop_may_be_judged_by_a_latency(run_of: MakeRun) -> None:
     comparison = only(run_of("run", TWO, figure="latency_p90_ms"))
     assert comparison.primary is not None
     assert (comparison.primary.metric, comparison.primary.level) == ("latency_p90_ms", "c0016")
-    assert {(each.metric, each.level) for each in comparison.family("secondary")} == {
+    assert {(cell.metric, cell.level) for cell in comparison.family("secondary")} == {
         ("throughput_rps", "c0016"),
         ("latency_p50_ms", "c0016"),
         ("latency_p99_ms", "c0016"),
         ("latency_p90_ms", "c0004"),
     }
     usual = only(run_of("usual", TWO))
-    assert not {"latency_p90_ms", "latency_p95_ms"} & {each.metric for each in usual.cells}
+    assert not {"latency_p90_ms", "latency_p95_ms"} & {cell.metric for cell in usual.cells}
 
 
 def test_the_gate_takes_the_runs_figure_or_any_other(run_of: MakeRun) -> None:
@@ -422,7 +422,7 @@ def test_the_declared_treatment_may_be_something_else(run_of: MakeRun) -> None:
 
 
 def test_what_the_flags_entail_is_a_consequence(run_of: MakeRun) -> None:
-    found = {each.key: each for each in only(run_of("run", TWO)).differences}
+    found = {difference.key: difference for difference in only(run_of("run", TWO)).differences}
     assert found["constant.RAY_SERVE_COMPUTED"].where == "consequence"
     assert found["env.RAY_SERVE_FLAG"].allowed
     assert not any("RAY_PORT" in key or "RAY_JOB_ID" in key or "ray_resources" in key for key in found)
@@ -497,7 +497,7 @@ def test_one_refused_pair_does_not_cost_the_others_theirs(run_of: MakeRun) -> No
 def test_missing_proof_is_said(run_of: MakeRun) -> None:
     run = run_of("run", TWO)
     run.paths.effective_json("optimized", 1).unlink()
-    assert any("not every live service was read back" in each for each in only(run).warnings)
+    assert any("not every live service was read back" in warning for warning in only(run).warnings)
 
 
 def test_the_client_must_be_the_same_in_every_trial(run_of: MakeRun) -> None:

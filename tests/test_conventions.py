@@ -65,13 +65,13 @@ def imports(path: Path) -> set[str]:
 def test_imports(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
     imported = imports(path)
-    roots = {each.split(".")[0] for each in imported}
+    roots = {module_name.split(".")[0] for module_name in imported}
     if name.startswith("workloads/"):
         assert roots.isdisjoint({"orchestrator", "analysis"})
     elif name not in MAY_BE_HEAVY:
         assert roots.isdisjoint(HEAVY)
     if name.startswith("analysis/"):
-        ours = {each.split(".")[1] for each in imported if each.startswith("orchestrator.")}
+        ours = {module_name.split(".")[1] for module_name in imported if module_name.startswith("orchestrator.")}
         importer = {"journal"} if name == "analysis/published.py" else set()  # which writes a run directory
         assert ours <= {"results", "paths", "errors", "load"} | importer
     if name == "analysis/plots.py":  # what is drawn was computed before
@@ -80,7 +80,9 @@ def test_imports(path: Path) -> None:
     if name.startswith("orchestrator/") and name != "orchestrator/__main__.py":  # which has the report written
         assert "analysis" not in roots
     if name.startswith("orchestrator/clusters/"):  # no backend knows another
-        others = {each.split(".")[2] for each in imported if each.startswith("orchestrator.clusters.")}
+        others = {
+            module_name.split(".")[2] for module_name in imported if module_name.startswith("orchestrator.clusters.")
+        }
         assert others <= SHARED_BY_CLUSTERS
     if name != "orchestrator/__main__.py":
         assert "hydra.main" not in path.read_text()
@@ -90,25 +92,27 @@ def entry(dotted: str) -> tuple[int, str]:
     """Row and name of the most exact entry of LAYERS that a module, or what is imported of it, belongs to."""
     found = [(row, name) for row, names in enumerate(LAYERS) for name in names if f"{dotted}.".startswith(f"{name}.")]
     assert found, f"orchestrator.{dotted} has no layer"
-    return max(found, key=lambda each: len(each[1]))
+    return max(found, key=lambda row_and_name: len(row_and_name[1]))
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "orchestrator").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_layers(path: Path) -> None:
-    ours = sorted(each.removeprefix("orchestrator.") for each in imports(path) if each.startswith("orchestrator."))
+    ours = sorted(
+        dotted.removeprefix("orchestrator.") for dotted in imports(path) if dotted.startswith("orchestrator.")
+    )
     module = ".".join(path.relative_to(ROOT / "orchestrator").with_suffix("").parts).removesuffix("__init__")
     if module in ("", "clients.", "clusters.", "load.", "observe.", "results."):
         assert ours == []
         return
     row, name = entry(module)
-    for each in ours:
-        its_row, its_name = entry(each)
-        assert its_row < row or its_name == name, f"{module} imports {each}, which does not stand below it"
-        is_kind = its_name in ("clusters", "clients") or each.startswith(("observe.host", "load.ladder"))
+    for dotted in ours:
+        its_row, its_name = entry(dotted)
+        assert its_row < row or its_name == name, f"{module} imports {dotted}, which does not stand below it"
+        is_kind = its_name in ("clusters", "clients") or dotted.startswith(("observe.host", "load.ladder"))
         if is_kind and its_name != name and name != "results.document":
-            assert each.rpartition(".")[0] in KNOWS_A_KIND.get(module, ()), f"{module} imports the kind {each}"
+            assert dotted.rpartition(".")[0] in KNOWS_A_KIND.get(module, ()), f"{module} imports the kind {dotted}"
 
 
 def test_names_of_the_rules_exist() -> None:

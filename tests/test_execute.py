@@ -220,7 +220,10 @@ def test_what_calls_for_another_measurement_is_put_aside_last(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in between, the next resume would take the other arm's point for a good one."""
-    jobs = [Job(compose(f"profile={each}", "sweep=quick"), {"profile": each}, each) for each in ("baseline", "grpc")]
+    jobs = [
+        Job(compose(f"profile={profile}", "sweep=quick"), {"profile": profile}, profile)
+        for profile in ("baseline", "grpc")
+    ]
     plan = make_plan(jobs, 0)
     journal = open_journal(plan, RunPaths(tmp_path), [])
     for row in journal.rows:

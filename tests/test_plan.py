@@ -209,7 +209,7 @@ def test_what_is_compared_is_declared(compose: Compose) -> None:
     ]
     with pytest.raises(ConfigError, match=r"fits several .* name one: unary,baseline, streaming,baseline"):
         make_plan(jobs(compose, *both), 0)
-    named = jobs(compose, *([*each, "compare.baseline='unary,baseline'"] for each in both))
+    named = jobs(compose, *([*overrides, "compare.baseline='unary,baseline'"] for overrides in both))
     assert len(pairs(make_plan(named, 0).arms)) == 2
     twice = jobs(compose, ["profile=baseline"], ["profile=baseline"])
     assert pairs(make_plan(twice, 0).arms) == [("baseline", "baseline~2")]
@@ -234,7 +234,7 @@ def test_blocks_need_the_same_repeats_everywhere(compose: Compose) -> None:
 def test_rates_are_levels(compose: Compose) -> None:
     model = ["workload=llm", "model=tiny", "sweep=quick", "sweep.concurrency=null"]
     profiles = ("profile=baseline", "profile=optimized")
-    listed = make_plan(jobs(compose, *([*model, "sweep.offered_rps=[20,2.5]", each] for each in profiles)), 0)
+    listed = make_plan(jobs(compose, *([*model, "sweep.offered_rps=[20,2.5]", profile] for profile in profiles)), 0)
     assert names(listed) == ["baseline", "optimized"]
     assert [level.name for level in listed.arms[0].levels] == ["r000020.00", "r000002.50"]
     assert {(trial.id, trial.level.concurrency) for trial in listed.trials if trial.repeat == 0} == {
@@ -360,7 +360,7 @@ class UntilSlow(LevelRule):
     def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
         if done and (done[-1].row.latency_p99_ms is None or done[-1].row.latency_p99_ms > self.max_latency_p99_ms):
             return None
-        return next((level for level in listed if level not in [each.level for each in done]), None)
+        return next((level for level in listed if level not in [measured.level for measured in done]), None)
 
 
 @dataclass
@@ -370,9 +370,9 @@ class Doubling(LevelRule):
     max_latency_p99_ms: float
 
     def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
-        if any(each.row.latency_p99_ms is None for each in done):
+        if any(measured.row.latency_p99_ms is None for measured in done):
             return None
-        found = {each.level.amount: each.row.latency_p99_ms or 0 for each in done}
+        found = {measured.level.amount: measured.row.latency_p99_ms or 0 for measured in done}
         good = [amount for amount, p99_ms in found.items() if p99_ms <= self.max_latency_p99_ms]
         bad = [amount for amount, p99_ms in found.items() if p99_ms > self.max_latency_p99_ms]
         if not done:
@@ -478,7 +478,7 @@ def test_a_rule_that_asks_again_for_the_same_is_refused(two_arms: Plan, monkeypa
 
 def test_estimates_are_of_the_most_that_a_rule_can_ask_for(two_arms: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     listed_s = two_arms.duration_s
-    trials_s = sum(each.duration_s for each in two_arms.replicates)
+    trials_s = sum(replicate.duration_s for replicate in two_arms.replicates)
     monkeypatch.setattr(Arm, "rule", Doubling(20))
     assert two_arms.num_trials == 4 * 20
     assert two_arms.duration_s == pytest.approx(listed_s + trials_s * (20 / 3 - 1))

@@ -692,8 +692,8 @@ def test_readme_is_made_of_the_types() -> None:
 
 def test_every_key_has_a_sentence() -> None:
     for record in dict.fromkeys(TABLES.values()):
-        for each in dataclasses.fields(record):
-            assert each.name in keys(record) or (record, each.name) == (SummaryRow, "swept"), (record, each.name)
+        for key in dataclasses.fields(record):
+            assert key.name in keys(record) or (record, key.name) == (SummaryRow, "swept"), (record, key.name)
 
 
 def test_cells_are_written_as_documented() -> None:
@@ -704,7 +704,7 @@ def test_cells_are_written_as_documented() -> None:
 def test_bunched_tokens(num_bunched: int, bunched: bool) -> None:
     tpot_ms = [0.003] * num_bunched + [3.0] * (100 - num_bunched)
     rows = [
-        {"sent_at_s": 1.0, "latency_ms": 50.0, "ttft_ms": 40.0, "tpot_ms": each, "ok": True, "client_process": 0}
-        for each in tpot_ms
+        {"sent_at_s": 1.0, "latency_ms": 50.0, "ttft_ms": 40.0, "tpot_ms": value_ms, "ok": True, "client_process": 0}
+        for value_ms in tpot_ms
     ]
     assert tokens_are_bunched(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), 10.0) is bunched

@@ -130,7 +130,7 @@ class Case:
         """Trial to digests of what is kept of it."""
         return {
             f"{path.parent.parent.parent.name}/{path.parent.name}": tuple(
-                hashlib.sha256(each.read_bytes()).hexdigest() for each in (path, path.with_name("samples.parquet"))
+                hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, path.with_name("samples.parquet"))
             )
             for path in self.paths.root.glob("*/trials/*/trial.json")
             if ".attempt" not in path.parent.name
