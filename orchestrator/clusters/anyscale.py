@@ -25,7 +25,7 @@ import yaml
 
 from orchestrator.application import check_deployed, render_application
 from orchestrator.child import Child
-from orchestrator.clusters.base import ServiceName, SharedCluster
+from orchestrator.clusters.base import ServiceName, SharedCluster, Snapshot
 from orchestrator.clusters.remote import (
     Address,
     Probe,
@@ -86,7 +86,7 @@ class Anyscale(SharedCluster):
     usd_per_hour: dict[str, Amount] = field(default_factory=dict)  # of each instance type
     max_cost_usd: Amount | None = None
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Mapping[str, object]:
         """The machines, the image, and where."""
         names = ("cloud", "project", "image_uri", "head_node", "worker_nodes", "num_cpus", "num_gpus")
         return {"kind": super().identity()["kind"]} | {name: getattr(self, name) for name in names}
@@ -97,7 +97,7 @@ class Anyscale(SharedCluster):
 
     def machines(self) -> list[tuple[str, int]]:
         """The head node and the workers, at most as many as the SDK may rent."""
-        workers = [(each["instance_type"], each.get("max_nodes", _SDK_MAX_NODES)) for each in self.worker_nodes]
+        workers = [(node["instance_type"], node.get("max_nodes", _SDK_MAX_NODES)) for node in self.worker_nodes]
         return [(self.head_node["instance_type"], 1), *workers]
 
     def hourly_usd(self) -> float | None:
@@ -155,7 +155,7 @@ class Anyscale(SharedCluster):
             found = {name: sdk.retried("status", _CALL_TIMEOUT_S, name=name.service) for name in names}
         finally:
             sdk.close()
-        return {name: each["state"] for name, each in found.items() if each and each["state"] != "TERMINATED"}
+        return {name: status["state"] for name, status in found.items() if status and status["state"] != "TERMINATED"}
 
     def end(self, config: ServiceConfig, name: ServiceName, log_dir: Path) -> str | None:
         """End a service that its run left behind; what is left when nobody can tell that it is TERMINATED."""
@@ -184,7 +184,7 @@ class AnyscaleService:
         self.marker: str | None = None
         self.urls: list[str] = []
         self.token: Secret | None = None
-        self.effective: dict[str, Any] = {}
+        self.effective: Mapping[str, Any] = {}
         self._cluster, self._config = cluster, config
         self._name = name.service
         # Unique: a service that is deployed again under its name still shows the version before for a while.
@@ -225,9 +225,11 @@ class AnyscaleService:
             self._wait_running(timeout)
             self._say("waiting for the first reply")
             self._address.wait_for(self._config.workload.ready_path, timeout, self._say)
-            self.effective = self._probe().effective(self._config, timeout, self._say)
+            effective = self._probe().effective(self._config, timeout, self._say)
+            image: Mapping[str, str] = {}
             with contextlib.suppress(ServiceError):  # the SDK's own parts are asked, which may change
-                self.effective["versions"] |= self._sdk.retried("image", _CALL_TIMEOUT_S, name=self._name)
+                image = self._sdk.retried("image", _CALL_TIMEOUT_S, name=self._name)
+            self.effective = {**effective, "versions": effective["versions"] | image}
         except ServiceError as error:
             self._keep_controller_log()
             raise self._failure(error) from error
@@ -240,8 +242,8 @@ class AnyscaleService:
                 if status is not None and status["state"] not in _ENDING:
                     self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=status["id"])
 
-    def snapshot(self) -> dict[str, Any]:
-        """State, and where the probe answers, Serve actors alive now and what Serve calls unhealthy (else null, []).
+    def snapshot(self) -> Snapshot:
+        """What is alive now, as far as the probe answers.
 
         Raises ServiceError when the service is gone or not RUNNING.
         """
@@ -250,7 +252,7 @@ class AnyscaleService:
         if state != "RUNNING":
             self._keep_controller_log()
             raise self._failure(ServiceError(f"it is {state}, not RUNNING"))
-        return {"state": state, **self._probe().snapshot()}
+        return self._probe().snapshot()
 
     def round_trip_ms(self) -> float | None:
         """Of a request that does nothing, where the service is."""
@@ -383,7 +385,7 @@ def _in_words(status: Mapping[str, Any] | None, version: str) -> str:
 
 
 def _check_machines(cluster: Anyscale) -> None:
-    for key, node in [("head_node", cluster.head_node), *(("worker_nodes", each) for each in cluster.worker_nodes)]:
+    for key, node in [("head_node", cluster.head_node), *(("worker_nodes", worker) for worker in cluster.worker_nodes)]:
         instance_type = node.get("instance_type")
         if not isinstance(instance_type, str) or not re.fullmatch(r"\S+", instance_type):
             raise ConfigError(f"cluster.{key} needs an instance_type, found {dict(node)}")
@@ -392,7 +394,7 @@ def _check_machines(cluster: Anyscale) -> None:
             raise ConfigError(f"cluster.{key}: min_nodes must not be above max_nodes, found {dict(node)}")
 
 
-def render_service(cluster: Anyscale, config: ServiceConfig, name: ServiceName) -> dict[str, Any]:
+def render_service(cluster: Anyscale, config: ServiceConfig, name: ServiceName) -> dict[str, object]:
     """The service as Anyscale's ServiceConfig takes it, from a directory that holds `workloads/` alone."""
     application, env = render_application(config), _env_vars(cluster, config)
     probe = Probe.rendered("orchestrator-probe", PROBE_ROUTE, application, config.profile.env, env)
@@ -498,8 +500,8 @@ class _Sdk:
 
     def _environment(self) -> dict[str, str]:
         env = client_environment()
-        for name in _WAY_OUT:
-            env |= {each: os.environ[each] for each in (name, name.lower()) if each in os.environ}
+        for upper in _WAY_OUT:
+            env |= {name: os.environ[name] for name in (upper, upper.lower()) if name in os.environ}
         if self._host:
             env["ANYSCALE_HOST"] = self._host  # for the addresses in its messages
         return env

@@ -17,7 +17,38 @@ from orchestrator.sections import ServiceConfig
 from orchestrator.waiting import poll
 
 ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
+REPLICA_KIND = "ServeReplica"
 _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorState:
+    """A live process of a service: an actor of Ray Serve, a vLLM server, or an engine."""
+
+    id: str  # of the actor, or of the process where there is none
+    name: str
+    kind: str  # class of the actor
+    pid: int
+    log: str | None = None  # where it writes, if that is known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What of a service is alive at one moment."""
+
+    actors: Sequence[ActorState] | None  # None: nobody answered who could tell
+    listener: Mapping[str, object] | None  # port, pid and process; {}: not ours to see; None: nobody listens
+    unhealthy: Sequence[str]  # a sentence for each part that is not healthy
+
+    @staticmethod
+    def parse(told: Mapping[str, Any]) -> "Snapshot":
+        """From JSON with the fields as keys; other keys of `told` are ignored."""
+        actors = told["actors"]
+        return Snapshot(
+            actors=None if actors is None else [ActorState(**actor) for actor in actors],
+            listener=told["listener"],
+            unhealthy=told["unhealthy"],
+        )
 
 
 class Running(Protocol):
@@ -26,7 +57,7 @@ class Running(Protocol):
     marker: str | None  # what its processes on this machine carry as `process.MARKER`; None: they cannot be told
     urls: list[str]  # more than one: independent servers, with nothing before them
     token: Secret | None  # what its addresses want as bearer
-    effective: dict[str, Any]  # what it says about itself, once it is ready
+    effective: Mapping[str, Any]  # what it says about itself once it is ready, in the form of `records.Effective`
 
     def start(self) -> None: ...  # ask for it; before, nothing of it is there
 
@@ -36,7 +67,7 @@ class Running(Protocol):
 
     def stop(self) -> str | None: ...  # end all of it, and wait; what is left. A second call only repeats that
 
-    def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
+    def snapshot(self) -> Snapshot | None: ...  # None: nobody can look inside
 
     def round_trip_ms(self) -> float | None: ...  # of a request that does nothing; None on this machine
 
@@ -85,11 +116,11 @@ class Cluster(ABC):
         It writes `service.yaml` and its logs into `log_dir`, and tells `on_status` what it is doing.
         """
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Mapping[str, object]:
         """What of this cluster makes two services the same one: its kind, what it hands out, and its own keys."""
-        shared = {each.name for each in dataclasses.fields(Cluster)} - {"num_cpus", "num_gpus"}
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in shared}
-        return {"kind": target_of(self)} | values
+        shared = {key.name for key in dataclasses.fields(Cluster)} - {"num_cpus", "num_gpus"}
+        own = [key.name for key in dataclasses.fields(self) if key.name not in shared]
+        return {"kind": target_of(self)} | {name: getattr(self, name) for name in own}
 
     def bring_up_s(self, config: ServiceConfig) -> float:
         """Estimate in seconds, of one service: seen on 2 slow cores."""
@@ -127,46 +158,46 @@ class SharedCluster(Cluster):
         """End a service that its run left behind; what is still there in the end."""
 
 
-def healthy_snapshot(running: Running) -> dict[str, Any] | None:
+def healthy_snapshot(running: Running) -> Snapshot | None:
     """What runs now, once nothing of it is unhealthy; None where nobody can look inside. Raises TrialError."""
     found = ""
     for _ in poll(0.5, timeout_s=_HEALTHY_TIMEOUT_S):
         snapshot = running.snapshot()
         if snapshot is None:
             return None
-        if not snapshot["unhealthy"] and snapshot["listener"] is not None:
+        if not snapshot.unhealthy and snapshot.listener is not None:
             return snapshot
-        found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
+        found = "; ".join(snapshot.unhealthy) or "nothing listens on the HTTP port"
     raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
 
 
-def check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+def check_engines(before: Snapshot, after: Snapshot) -> None:
     """Without its engine a server only answers with errors: there is nothing to measure. Raises TrialError."""
-    if before["actors"] is None or after["actors"] is None:
+    if before.actors is None or after.actors is None:
         return
-    alive = {actor["id"] for actor in after["actors"]}
-    gone = [each for each in before["actors"] if each["kind"] == ENGINE_KIND and each["id"] not in alive]
+    alive = {actor.id for actor in after.actors}
+    gone = [actor for actor in before.actors if actor.kind == ENGINE_KIND and actor.id not in alive]
     if gone:
-        names = ", ".join(f"{each['name']} (pid {each['pid']})" for each in gone)
-        raise TrialError(f"the engine {names} died under load; its log: {gone[0].get('log')}")
+        names = ", ".join(f"{engine.name} (pid {engine.pid})" for engine in gone)
+        raise TrialError(f"the engine {names} died under load; its log: {gone[0].log}")
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> ServerFacts:
+def changes(before: Snapshot, after: Snapshot) -> ServerFacts:
     """Actors that were there before the load and are not after it, and what Serve calls unhealthy now.
 
     Ray restarts an actor under its old id, so the same one is the same id in the same process.
     """
-    if before["actors"] is None or after["actors"] is None:  # nobody answered who could tell
+    if before.actors is None or after.actors is None:
         return ServerFacts()
-    alive = {(actor["id"], actor["pid"]) for actor in after["actors"]}
-    gone = [actor for actor in before["actors"] if (actor["id"], actor["pid"]) not in alive]
-    failed = [actor["name"] for actor in gone if actor["kind"] != "ServeReplica"] + after["unhealthy"]
-    if after["listener"] is None:
+    alive = {(actor.id, actor.pid) for actor in after.actors}
+    gone = [actor for actor in before.actors if (actor.id, actor.pid) not in alive]
+    failed = [*(actor.name for actor in gone if actor.kind != REPLICA_KIND), *after.unhealthy]
+    if after.listener is None:
         failed.append("HTTP listener")
     return ServerFacts(
-        restarted=[actor["name"] for actor in gone if actor["kind"] == "ServeReplica"],
+        restarted=[actor.name for actor in gone if actor.kind == REPLICA_KIND],
         failed=failed,
-        actors=[actor["name"] for actor in after["actors"]],
+        actors=[actor.name for actor in after.actors],
     )
 
 

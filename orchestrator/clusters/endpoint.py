@@ -1,9 +1,9 @@
 """An address that answers already, Ray or not: nothing is deployed, and what runs behind it cannot be proved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from orchestrator.clusters.base import Cluster, ServiceName
 from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
@@ -59,7 +59,8 @@ class EndpointService:
         self.marker: str | None = None
         self.urls, self.token = [self._address.url], self._address.token
         self._cluster, self._config, self._on_status = cluster, config, on_status
-        self.effective = {"warnings": ["nothing was deployed, so which flags and versions answer here is not known"]}
+        warning = "nothing was deployed, so which flags and versions answer here is not known"
+        self.effective: Mapping[str, Any] = {"warnings": [warning]}
 
     def start(self) -> None:
         """There is nothing to start."""

@@ -29,8 +29,8 @@ from orchestrator.application import (
     gpus_of_server,
     render_application,
 )
-from orchestrator.child import Child
-from orchestrator.clusters.base import Cluster, ServiceName
+from orchestrator.child import Child, Message
+from orchestrator.clusters.base import Cluster, ServiceName, Snapshot
 from orchestrator.clusters.flags import OURS
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.kinds import Port
@@ -59,7 +59,7 @@ class LocalService:
         self.urls: list[str] = []
         self.token: Secret | None = None
         self.marker: str | None = None
-        self.effective: dict[str, Any] = {}
+        self.effective: Mapping[str, Any] = {}
         self._cluster = cluster
         self._config, self._log_dir, self._on_status = config, log_dir, on_status
         self._claim: _Claim | None = None
@@ -92,7 +92,7 @@ class LocalService:
         assert self._driver is not None
         effective = self._driver.wait_ready(self._cluster.startup_timeout_s, self._on_status)
         isolation_env = sorted({*OURS - {"RAY_AUTH_TOKEN"}, *_isolation(self._claim)})
-        self.effective = effective | {"isolation_env": isolation_env}
+        self.effective = {**effective, "isolation_env": isolation_env}
 
     def begin_stop(self) -> None:
         """Ask for the end without waiting for it."""
@@ -116,7 +116,7 @@ class LocalService:
                 self._claim = None
         return self._left
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Snapshot:
         """Serve actors alive now, the HTTP listener, and what Serve calls unhealthy.
 
         Raises ServiceError when the service is gone.
@@ -204,7 +204,7 @@ class _Claim:
 class _Driver:
     """The child process that is the service: `local_driver` (Ray Serve) or `vllm_driver`."""
 
-    def __init__(self, module: str, spec: Mapping[str, Any], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, module: str, spec: Mapping[str, object], env: Mapping[str, str], log: Path) -> None:
         self.child = Child(module, env, log, "the service's driver", ServiceError)
         self._spec = spec
 
@@ -213,7 +213,7 @@ class _Driver:
         self.child.start()
         self.child.send(self._spec)
 
-    def wait_ready(self, timeout_s: float, on_status: Callable[[str], None]) -> dict[str, Any]:
+    def wait_ready(self, timeout_s: float, on_status: Callable[[str], None]) -> Mapping[str, Any]:
         """What the service really runs with. Raises ServiceError when it cannot be brought up."""
         deadline_s = time.monotonic() + timeout_s
         text = "starting"
@@ -230,7 +230,7 @@ class _Driver:
             text = message["text"]
             on_status(text)
 
-    def snapshot(self, timeout_s: float) -> dict[str, Any]:
+    def snapshot(self, timeout_s: float) -> Snapshot:
         """Raises ServiceError when it fails or does not answer in time, which ends it."""
         try:
             answer = self._checked(self.child.ask({"call": "snapshot"}, timeout_s, "snapshot"))
@@ -239,13 +239,13 @@ class _Driver:
             raise
         if answer is None:
             raise ServiceError(f"no answer to 'snapshot' within {timeout_s:g} s\nLog: {self.child.log}")
-        return answer
+        return Snapshot.parse(answer)
 
     def stop(self) -> None:
         """Close its standard input, on which it ends itself and its tree; the caller sweeps up what is left."""
         self.child.close(grace_s=30)
 
-    def _checked(self, message: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _checked(self, message: Message | None) -> Message | None:
         if message is not None and message["event"] == "failed":
             raise ServiceError(f"{message['error']}\nLog: {self.child.log.parent}")
         return message
@@ -253,7 +253,7 @@ class _Driver:
 
 def _driver_spec(
     cluster: Local, config: ServiceConfig, claim: _Claim, ports: list[int], log_dir: Path
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, Mapping[str, object]]:
     """The module that runs the service, and what it is told."""
     spec = {
         "directory": str(claim.directory),
@@ -276,7 +276,7 @@ def _driver_spec(
     }
 
 
-def render_service(config: ServiceConfig, http_port: int | None) -> dict[str, Any]:
+def render_service(config: ServiceConfig, http_port: int | None) -> dict[str, object]:
     """The Serve deploy config of one arm, or what vLLM's servers are given. `http_port` None: not chosen yet."""
     if config.workload.server is not None:
         return {"num_servers": config.workload.num_replicas, **config.workload.server}

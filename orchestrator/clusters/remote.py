@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from orchestrator import provenance
 from orchestrator.application import engine_arguments
+from orchestrator.clusters.base import Snapshot
 from orchestrator.clusters.engine import arrived
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.secrets import Secret, redact
@@ -146,12 +147,12 @@ class Probe:
     @staticmethod
     def rendered(
         name: str, route: str, of: Mapping[str, Any], declared: Mapping[str, str], environment: Mapping[str, str]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Its Serve application config: what it is asked is bound to it, so that nobody else can ask for more."""
         args = {"application": of["name"], "declared": dict(declared), "environment": dict(environment)}
         return {"name": name, "import_path": "workloads.probe.app:build", "route_prefix": route, "args": args}
 
-    def told(self, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
+    def told(self, timeout: Timeout, say: Callable[[str], None]) -> Mapping[str, Any]:
         """What it says of the live service, as `workloads.probe.readback.summary`. Raises ServiceError."""
         answer = b""
         for _ in timeout.poll(_POLL_S):
@@ -163,7 +164,7 @@ class Probe:
             # Somebody else answers this route as long as Serve's proxies do not know ours.
         raise timeout.over(f"{self.address.url}{self.route} is not answered by the probe: {answer[:200]!r}")
 
-    def effective(self, config: ServiceConfig, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
+    def effective(self, config: ServiceConfig, timeout: Timeout, say: Callable[[str], None]) -> Mapping[str, Any]:
         """What the live service really runs with. Raises ServiceError when something declared did not arrive."""
         try:
             told = arrived(self.told(timeout, say), engine_arguments(config))
@@ -171,12 +172,14 @@ class Probe:
             raise ServiceError(str(error)) from error
         return {"declared_env": config.profile.env, **told, "listener": None}
 
-    def snapshot(self) -> dict[str, Any]:
-        """Serve actors alive now and what Serve calls unhealthy; null and [] when it does not answer."""
-        told: dict[str, Any] = {"actors": None, "unhealthy": []}
-        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+    def snapshot(self) -> Snapshot:
+        """Serve actors alive now and what Serve calls unhealthy; no actors (None) when it does not answer."""
+        listener: Mapping[str, object] = {}  # who listens is not ours to see
+        try:
             told = json.loads(self.address.request(f"{self.route}/snapshot"))
-        return told | {"listener": {}}  # who listens is not ours to see
+        except (OSError, http.client.HTTPException, ValueError):
+            return Snapshot(actors=None, listener=listener, unhealthy=[])
+        return Snapshot.parse({**told, "listener": listener})
 
 
 def check_uploaded(config: ServiceConfig, cluster: str) -> None:
