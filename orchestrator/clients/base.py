@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from orchestrator.child import Child, receive_any
+from orchestrator.child import Child, Message, receive_any
 from orchestrator.errors import ConfigError, TrialError
 from orchestrator.load.level import Level
 from orchestrator.process import uninterrupted
@@ -116,7 +116,7 @@ def check_fits(config: ServiceConfig, num_input_tokens: int | None, num_output_t
 
 def drive(
     module: str,
-    specs: Sequence[Mapping[str, Any]],
+    specs: Sequence[Mapping[str, object]],
     env: Mapping[str, str],
     log: Path,
     on_progress: Callable[[Live], None],
@@ -125,7 +125,7 @@ def drive(
     lead_s: float,
     limit_s: float,
     if_late: str = "",
-) -> tuple[float, list[dict[str, Any]]]:
+) -> tuple[float, list[Message]]:
     """When they started, on the monotonic clock, and the facts of one process for each spec, in their order.
 
     They start `lead_s` after all of them are ready.
@@ -155,17 +155,17 @@ def drive(
     return start_s, facts
 
 
-def health(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Those of `ClientFacts` that say how the processes themselves fared: the worst counts."""
+def health(facts: Sequence[Message]) -> ClientFacts:
+    """How the processes themselves fared: CPU and lag of the worst one. Nothing else is filled in."""
     cpu_ratios = [fact["cpu_ratio"] for fact in facts]
-    return {
-        "num_processes": len(facts),
-        "cpu_ratio": max(cpu_ratios),
-        "cpu_ratios": cpu_ratios,
-        "lag_p50_ms": max_or_none(fact["lag_p50_ms"] for fact in facts),
-        "lag_p99_ms": max_or_none(fact["lag_p99_ms"] for fact in facts),
-        "latency_resolution_ms": 0.0,  # raw clock readings, no histogram
-    }
+    return ClientFacts(
+        num_processes=len(facts),
+        cpu_ratio=max(cpu_ratios),
+        cpu_ratios=cpu_ratios,
+        lag_p50_ms=max_or_none(fact["lag_p50_ms"] for fact in facts),
+        lag_p99_ms=max_or_none(fact["lag_p99_ms"] for fact in facts),
+        latency_resolution_ms=0.0,  # raw clock readings, no histogram
+    )
 
 
 def _one_of_each(
@@ -174,10 +174,10 @@ def _one_of_each(
     deadline_s: float,
     on_progress: Callable[[Live], None] | None = None,
     if_late: str = "",
-) -> list[dict[str, Any]]:
+) -> list[Message]:
     """This message from each process, in their order. Raises TrialError when one ends or is late."""
-    answers: dict[Child, dict[str, Any]] = {}
-    progress: dict[Child, dict[str, Any]] = {}
+    answers: dict[Child, Message] = {}
+    progress: dict[Child, Message] = {}
     while waiting := [child for child in children if child not in answers]:
         received = receive_any(waiting, deadline_s, event)
         if received is None:
@@ -199,7 +199,7 @@ def _wait_for_end(child: Child, deadline_s: float) -> None:
         raise TrialError(f"{child.what} ended with exit code {status} at its end; {child.log_end()}")
 
 
-def _live(progress: list[dict[str, Any]]) -> Live:
+def _live(progress: Sequence[Message]) -> Live:
     return Live(
         elapsed_s=max(part["elapsed_s"] for part in progress),
         throughput_rps=sum(part["throughput_rps"] for part in progress),

@@ -23,6 +23,7 @@ import select
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +43,7 @@ from locust.env import Environment
 from locust.exception import CatchResponseError
 from locust.util.load_locustfile import load_locustfile
 
-from orchestrator.child import protocol_channel, say
+from orchestrator.child import Message, protocol_channel, say
 from orchestrator.clients.locust import TOKEN_VARIABLE
 from orchestrator.secrets import Secret, redact
 
@@ -61,7 +62,7 @@ class Recorder:
 
     def __init__(self) -> None:
         # sent (monotonic clock), latency, error, context
-        self.rows: list[tuple[float, float, str | None, dict[str, Any] | None]] = []
+        self.rows: list[tuple[float, float, str | None, Mapping[str, Any] | None]] = []
         self.in_flight: dict[Any, float] = {}  # greenlet -> sent
         self.first_sent: dict[Any, float] = {}  # user -> its first request sent
         self.num_failed = 0
@@ -72,7 +73,7 @@ class Recorder:
         self,
         response_time: float,
         exception: BaseException | None = None,
-        context: dict[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
         sent = self.in_flight.pop(gevent.getcurrent(), None)
@@ -176,7 +177,7 @@ def find_user_class(locustfile: str) -> type[FastHttpUser]:
     return fast[0]
 
 
-def make_environment(spec: dict[str, Any]) -> Environment:
+def make_environment(spec: Message) -> Environment:
     user_class = find_user_class(spec["locustfile"])
     user_class.max_redirects = 0
     user_class.max_retries = 0
@@ -250,8 +251,8 @@ def report_progress(protocol: TextIO, recorder: Recorder, start_s: float, window
 
 
 def drive(
-    environment: Environment, recorder: Recorder, spec: dict[str, Any], start_s: float, protocol: TextIO
-) -> dict[str, Any]:
+    environment: Environment, recorder: Recorder, spec: Message, start_s: float, protocol: TextIO
+) -> Mapping[str, object]:
     """Ramp-up, warm-up, window, drain; returns this process's facts, times relative to the window."""
     window, concurrency = spec["window"], spec["concurrency"]
     window_start_s = start_s + window["ramp_up_s"] + window["warmup_s"]

@@ -11,6 +11,7 @@ import queue
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any, NoReturn, TextIO
 
 from orchestrator.child import protocol_channel, say
@@ -79,7 +80,7 @@ class _Client:
         self._services = anyscale.Anyscale(auth_token=Secret(token).reveal(), _host=host).service
         self._where = {"cloud": cloud, "project": project}
 
-    def deploy(self, config: dict[str, Any]) -> str:
+    def deploy(self, config: Mapping[str, Any]) -> str:
         return str(self._services.deploy(self._config_type(**config)))
 
     def terminate(self, service_id: str) -> str:
@@ -98,7 +99,7 @@ class _Client:
         build = sdk.client.get_cluster_env_build(service.primary_version.build_id)
         return {"image_uri": build.docker_image_name, "image_digest": build.digest or f"unknown: build {build.id}"}
 
-    def status(self, name: str) -> dict[str, Any] | None:
+    def status(self, name: str) -> Mapping[str, object] | None:
         try:
             status = self._services.status(name, **self._where)
         except RuntimeError as error:
