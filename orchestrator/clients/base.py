@@ -1,4 +1,4 @@
-"""Who sends the load: what every client is asked for, and how one drives several processes of its own.
+"""The load client: what every client is asked for, and how one drives several processes of its own.
 
 The processes are independent and share only an absolute start on the monotonic clock: no master, no port,
 nothing between them that could slow one of them down. A spec and the start time go in, `ready`, one `progress` a
@@ -95,14 +95,14 @@ class Client(ABC):
 
 
 def check_clients(load: Load) -> None:
-    """Each server gets a client. Raises ConfigError."""
+    """Refuse a level with fewer clients than servers. Raises ConfigError."""
     clients, num_servers = load.level.concurrency, len(load.urls)
     if clients is not None and clients < num_servers:
         raise ConfigError(f"{num_servers} servers need as many clients, found a level of {load.level.text}")
 
 
 def check_fits(config: ServiceConfig, num_input_tokens: int | None, num_output_tokens: int | None) -> None:
-    """A request fits what the engine takes, where both are known. Raises ConfigError."""
+    """Refuse a request longer than the engine's `max_model_len`, where both are known. Raises ConfigError."""
     engine = (config.workload.server or config.model).get("engine")
     limit = engine.get("max_model_len") if isinstance(engine, Mapping) else None  # the cluster refuses other shapes
     if not isinstance(limit, int) or num_input_tokens is None or num_output_tokens is None:
@@ -126,7 +126,7 @@ def drive(
     limit_s: float,
     if_late: str = "",
 ) -> tuple[float, list[Message]]:
-    """When they started, on the monotonic clock, and the facts of one process for each spec, in their order.
+    """Run one process for each spec; returns when they started (monotonic clock, s) and the facts of each, in order.
 
     They start `lead_s` after all of them are ready.
 
@@ -175,7 +175,7 @@ def _one_of_each(
     on_progress: Callable[[Live], None] | None = None,
     if_late: str = "",
 ) -> list[Message]:
-    """This message from each process, in their order. Raises TrialError when one ends or is late."""
+    """Wait for this event from each process; the messages in the order of `children`. Raises TrialError."""
     answers: dict[Child, Message] = {}
     progress: dict[Child, Message] = {}
     while waiting := [child for child in children if child not in answers]:

@@ -32,13 +32,13 @@ LEAD_S = 0.2  # from sending the start time to the start itself
 
 @dataclass
 class Locust(Client):
-    """Closed loop: each client sends its next request when the last was answered."""
+    """Load from Locust in closed loop: each client sends its next request when the last was answered."""
 
     locustfile: str  # a dotted module or a path ending in .py, with one FastHttpUser subclass
     options: dict[str, Any]  # reach the locustfile as `self.environment.parsed_options`
 
     def check(self, config: ServiceConfig, loads: Sequence[Load]) -> None:
-        """The file is there, the levels are numbers of clients, and each server gets a client and a process."""
+        """Refuse a missing locustfile, levels that are rates, and fewer clients or processes than servers."""
         for load in loads:
             num_servers = len(load.urls)
             if load.level.concurrency is None:

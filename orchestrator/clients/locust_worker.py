@@ -93,7 +93,7 @@ class Recorder:
             self.rows.append((sent, (time.monotonic() - sent) * 1000, error, None))
 
     def close(self) -> int:
-        """What is still in flight has failed; returns how many that are."""
+        """Record what is still in flight as failed; returns how many requests that are."""
         now = time.monotonic()
         unfinished = [(sent, (now - sent) * 1000, UNFINISHED, None) for sent in self.in_flight.values()]
         self.in_flight.clear()
@@ -164,7 +164,7 @@ def send_once() -> None:
 
 
 def find_user_class(locustfile: str) -> type[FastHttpUser]:
-    """Of a dotted module, or of a path that ends in .py."""
+    """The one user class of a locustfile: a dotted module, or a path that ends in .py. Exits when there is none."""
     if locustfile.endswith(".py"):
         path = str(Path(locustfile).resolve())
     else:
@@ -319,21 +319,21 @@ def write_shard(path: str, recorder: Recorder, window_start_s: float, index: int
 
 
 def exit_with_parent() -> None:
-    """In a real thread, so that no busy greenlet can hold it up."""
+    """Exit when the parent is gone. Runs in a real thread, so that no busy greenlet can hold it up."""
     while os.read(0, 1024):
         pass
     os._exit(1)
 
 
 class WithoutToken(logging.Formatter):
-    """What a task raises may quote what was answered, and that may repeat the token."""
+    """Redacts secrets: what a task raises may quote an answer, which may repeat the token."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 class FirstRecords(logging.Filter):
-    """Keeps one error, repeated for ever, from filling the disk."""
+    """Drops what follows the first MAX_LOG_RECORDS records, so that a repeated error does not fill the disk."""
 
     num_seen = 0
 

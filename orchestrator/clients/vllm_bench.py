@@ -75,7 +75,7 @@ class _Share:
 
 @dataclass
 class VllmBench(Client):
-    """Closed loop, or open at a level that is a rate. One process a replica."""
+    """Load from `vllm bench serve`: closed loop, or open loop at a level that is a rate. One process a replica."""
 
     model: str  # what requests call it
     tokenizer: str  # where it comes from: a hub id, a directory, or tiny
@@ -87,7 +87,7 @@ class VllmBench(Client):
     timeout_s: Positive  # for the requests of one level
 
     def check(self, config: ServiceConfig, loads: Sequence[Load]) -> None:
-        """Each server gets a client, and each level lasts long enough to measure and no longer than it may."""
+        """Refuse fewer clients than servers, too few prompts to measure, and more than fit `timeout_s`."""
         for load in loads:
             check_clients(load)
             self._check_num_prompts(load)
@@ -96,7 +96,7 @@ class VllmBench(Client):
             raise ConfigError("workload.options.headers are Locust's: vLLM's client sends none")
 
     def check_live(self, config: ServiceConfig, timeout_s: float) -> None:
-        """vLLM is installed here."""
+        """Refuse when vLLM is not installed here. Raises ConfigError."""
         check_vllm("client vllm_bench")
 
     def takes_s(self, load: Load) -> float:
@@ -163,7 +163,7 @@ class VllmBench(Client):
         return self._measurement(load, directory, shares, facts, benches)
 
     def _shares(self, load: Load, directory: Path) -> list[_Share]:
-        """Of each process, as even as whole numbers go."""
+        """What each process sends, as even as whole numbers go."""
         level, urls = load.level, load.urls
         clients, rate_rps = level.concurrency, level.offered_rps
         most = max(load.num_replicas, len(urls))
@@ -237,7 +237,7 @@ class VllmBench(Client):
 
 
 def split(total: int, num_parts: int) -> list[int]:
-    """As evenly as whole numbers go."""
+    """`total` in `num_parts` whole numbers that differ by 1 at most."""
     return [total // num_parts + (part < total % num_parts) for part in range(num_parts)]
 
 

@@ -146,7 +146,7 @@ def arguments(spec: Message, tokenizer: str) -> list[str]:
 
 
 def listen(messages: "queue.SimpleQueue[Message]") -> None:
-    """In a thread, so that the parent's end is seen whatever this process is doing."""
+    """Pass the parent's messages on, and exit when the parent is gone. Runs in a thread of its own."""
     with open(0, "rb", buffering=0, closefd=False) as stdin:  # a buffer's lock would hold up a normal exit
         for line in stdin:
             messages.put(json.loads(line))

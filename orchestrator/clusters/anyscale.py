@@ -72,7 +72,7 @@ _REASONS = (
 
 @dataclass(kw_only=True)
 class Anyscale(SharedCluster):
-    """Brings services up in the cloud that the token belongs to."""
+    """Deploys each service as an Anyscale service, in the organisation that the token belongs to."""
 
     token_env: str | None  # the environment variable that holds the token; never the token itself
     host_env: str = "ANYSCALE_HOST"  # the environment variable with another address than Anyscale's own
@@ -87,12 +87,12 @@ class Anyscale(SharedCluster):
     max_cost_usd: Amount | None = None
 
     def identity(self) -> Mapping[str, object]:
-        """The machines, the image, and where."""
+        """Kind, cloud, project, image, machines, and the CPUs and GPUs that they offer."""
         names = ("cloud", "project", "image_uri", "head_node", "worker_nodes", "num_cpus", "num_gpus")
         return {"kind": super().identity()["kind"]} | {name: getattr(self, name) for name in names}
 
     def bring_up_s(self, config: ServiceConfig) -> float:
-        """Estimate in seconds: assumed."""
+        """Estimate of the time from deployment to ready, in seconds. Assumed, not measured."""
         return 600.0
 
     def machines(self) -> list[tuple[str, int]]:
@@ -101,21 +101,21 @@ class Anyscale(SharedCluster):
         return [(self.head_node["instance_type"], 1), *workers]
 
     def hourly_usd(self) -> float | None:
-        """All machines of one service; None where the price of one is not declared."""
+        """USD an hour for all machines of one service; None where the price of one is not declared."""
         if self.unpriced():
             return None
         return sum(count * self.usd_per_hour[name] for name, count in self.machines())
 
     def unpriced(self) -> list[str]:
-        """Machines without a declared price."""
+        """Instance types without a declared price."""
         return [name for name, _ in self.machines() if name not in self.usd_per_hour]
 
     def cost_limit_usd(self) -> float | None:
-        """As declared."""
+        """`cluster.max_cost_usd`: the most that a run may cost, USD; None = no limit."""
         return self.max_cost_usd
 
     def check(self, config: ServiceConfig) -> None:
-        """Everything that can be known without a token. Raises ConfigError."""
+        """Refuse what can be seen to be wrong without asking Anyscale. Raises ConfigError."""
         check_uploaded(config, self.name)
         check_deployed(config, self)
         cluster = self
@@ -166,7 +166,7 @@ class Anyscale(SharedCluster):
     def service(
         self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> "AnyscaleService":
-        """One service, which is asked for by its `start`."""
+        """A handle of one service, which `start` deploys."""
         return AnyscaleService(self, config, name, log_dir, on_status)
 
 
@@ -202,7 +202,7 @@ class AnyscaleService:
         self._last_state = "unknown"
 
     def start(self) -> None:
-        """Ask for it. Raises ServiceError when it is refused."""
+        """Deploy the service. Raises ServiceError when Anyscale refuses it."""
         (self._log_dir / "service.yaml").write_text(_as_yaml(self._rendered))
         try:
             found = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
@@ -255,7 +255,7 @@ class AnyscaleService:
         return self._probe().snapshot()
 
     def round_trip_ms(self) -> float | None:
-        """Of a request that does nothing, where the service is."""
+        """Median round trip, ms, of a request to Serve's health route; None without an answer."""
         return self._address.round_trip_ms()
 
     def _probe(self) -> Probe:
@@ -265,7 +265,7 @@ class AnyscaleService:
         return ServiceError(f"{self._name}: {error}\nLog: {self._log_dir}")
 
     def _apply(self, rendered: Mapping[str, Any]) -> None:
-        """Deploy, and again after transient trouble, unless it turns out to have acted all the same."""
+        """Deploy; after a transient error again, unless the version that was asked for is there by then."""
         self._may_be_there = True
         try:
             for delay_s in (*_RETRY_DELAYS_S, None):
@@ -313,7 +313,7 @@ class AnyscaleService:
         raise timeout.over(text)
 
     def _keep_controller_log(self) -> None:
-        """Best effort."""
+        """Write `controller.log`; nothing is raised when Anyscale does not give it."""
         with uninterrupted(), contextlib.suppress(ServiceError):
             text = self._sdk.call("logs", _CALL_TIMEOUT_S, name=self._name)
             (self._log_dir / "controller.log").write_text(redact(text))
@@ -370,7 +370,7 @@ class AnyscaleService:
 
 
 def _is_up(status: Mapping[str, Any], version: str) -> bool:
-    """Ours alone takes the traffic; an older RUNNING version is not ours."""
+    """Whether this version is RUNNING and takes all of the traffic."""
     return (status["state"], status["primary"], status["canary"]) == ("RUNNING", version, None) and (
         status["versions"][version] == "RUNNING"
     )
@@ -450,7 +450,7 @@ def _token(cluster: Anyscale) -> Secret:
 
 
 class _CallError(ServiceError):
-    """A call failed. `transient`: it may work later; a call that timed out may still have acted."""
+    """A call failed. `transient`: a later one may succeed. `timed_out`: it may have acted all the same."""
 
     def __init__(self, text: str, transient: bool = False, timed_out: bool = False) -> None:
         super().__init__(text)
@@ -471,7 +471,7 @@ class _Sdk:
         self._logged_in = False
 
     def retried(self, call: str, timeout_s: float, **arguments: Any) -> Any:
-        """As `call`, again after transient trouble, a few times."""
+        """As `call`, repeated a few times after a transient error."""
         for delay_s in _RETRY_DELAYS_S:
             try:
                 return self.call(call, timeout_s, **arguments)

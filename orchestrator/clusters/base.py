@@ -1,4 +1,4 @@
-"""What every cluster is asked for: to bring a service up, and what that service is asked before and after load."""
+"""The interface of a cluster (`Cluster`) and of a service that it brings up (`Running`), and what both use."""
 
 import dataclasses
 import re
@@ -117,13 +117,13 @@ class Cluster(ABC):
         """
 
     def identity(self) -> Mapping[str, object]:
-        """What of this cluster makes two services the same one: its kind, what it hands out, and its own keys."""
+        """The part of a service's identity that is this cluster's: its kind, CPUs and GPUs, and its own keys."""
         shared = {key.name for key in dataclasses.fields(Cluster)} - {"num_cpus", "num_gpus"}
         own = [key.name for key in dataclasses.fields(self) if key.name not in shared]
         return {"kind": target_of(self)} | {name: getattr(self, name) for name in own}
 
     def bring_up_s(self, config: ServiceConfig) -> float:
-        """Estimate in seconds, of one service: seen on 2 slow cores."""
+        """Estimate of the time from start to ready of one service, in seconds, as seen on 2 slow cores."""
         return 60.0 if config.model else 20.0
 
     def machines(self) -> list[tuple[str, int]]:
@@ -135,7 +135,7 @@ class Cluster(ABC):
         return None
 
     def unpriced(self) -> list[str]:
-        """Machines that are rented and have no declared price."""
+        """Types of rented machines without a declared price."""
         return []
 
     def cost_limit_usd(self) -> float | None:
@@ -145,7 +145,7 @@ class Cluster(ABC):
 
 @dataclass(kw_only=True)
 class SharedCluster(Cluster):
-    """One where services of other runs stand beside ours, and outlive the orchestrator that began them."""
+    """A cluster on which services of several runs stand, and go on when the orchestrator that began them dies."""
 
     service_prefix: str = "so"  # services are called <prefix>-<run>-<number>
 
@@ -155,11 +155,11 @@ class SharedCluster(Cluster):
 
     @abstractmethod
     def end(self, config: ServiceConfig, name: "ServiceName", log_dir: Path) -> str | None:
-        """End a service that its run left behind; what is still there in the end."""
+        """End a service that a run left behind; returns a sentence on what could not be ended, else None."""
 
 
 def healthy_snapshot(running: Running) -> Snapshot | None:
-    """What runs now, once nothing of it is unhealthy; None where nobody can look inside. Raises TrialError."""
+    """Wait until the service is healthy; returns its snapshot, None where nobody can look inside. Raises TrialError."""
     found = ""
     for _ in poll(0.5, timeout_s=_HEALTHY_TIMEOUT_S):
         snapshot = running.snapshot()
@@ -172,7 +172,7 @@ def healthy_snapshot(running: Running) -> Snapshot | None:
 
 
 def check_engines(before: Snapshot, after: Snapshot) -> None:
-    """Without its engine a server only answers with errors: there is nothing to measure. Raises TrialError."""
+    """Raise TrialError when an engine died between two snapshots: its server then only answers with errors."""
     if before.actors is None or after.actors is None:
         return
     alive = {actor.id for actor in after.actors}
@@ -207,7 +207,7 @@ _MAX_NAME_LENGTH = 50
 
 @dataclass(frozen=True)
 class ServiceName:
-    """Which service it is: unique where names are shared, as long as the run id is among runs with this prefix."""
+    """Identifies a service among all on a shared cluster, as far as run ids are unique among runs with this prefix."""
 
     prefix: str
     run_id: str
@@ -217,7 +217,7 @@ class ServiceName:
 
     @property
     def service(self) -> str:
-        """`<prefix>-<run id>-<index>` in characters that all take; what had to be changed or cut leaves its digest."""
+        """`<prefix>-<run id>-<index>`, in characters that every cluster takes; with a digest if changed or cut."""
         # Looking a service up by name finds substrings, fifty at most: with a fixed width no name is part of another.
         ending = f"{_plain(self.run_id)}-{self.index:04d}"
         whole = f"{self.prefix}-{self.run_id}-{self.index:04d}"

@@ -16,7 +16,7 @@ _GONE_AFTER_S = 5.0
 
 @dataclass(kw_only=True)
 class Endpoint(Cluster):
-    """Only looks whether somebody answers."""
+    """Deploys nothing: load goes to `url`."""
 
     url: str | None  # http://...: the requests' paths come below it
     token_env: str | None = None  # the environment variable that holds a bearer token; never the token itself
@@ -24,7 +24,7 @@ class Endpoint(Cluster):
     deploys: ClassVar[bool] = False
 
     def check(self, config: ServiceConfig) -> None:
-        """Raises ConfigError."""
+        """Refuse an address that is none, and flags, which could not reach what answers. Raises ConfigError."""
         check_address("cluster.url", self.url)
         if config.profile.env or config.profile.app:
             raise ConfigError(
@@ -39,13 +39,13 @@ class Endpoint(Cluster):
             token_of(self.token_env)
 
     def rendered(self, config: ServiceConfig, name: ServiceName) -> str:
-        """For a dry run."""
+        """`service.yaml`: the address."""
         return f"# Nothing is deployed: load goes to\nurl: {self.url}\n"
 
     def service(
         self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> "EndpointService":
-        """What answers there."""
+        """A handle of the address, which `start` and `stop` leave as it is."""
         (log_dir / "service.yaml").write_text(self.rendered(config, name))
         return EndpointService(self, config, on_status)
 
@@ -77,7 +77,7 @@ class EndpointService:
         """There is nothing to stop, and so nothing is left."""
 
     def snapshot(self) -> None:
-        """Nobody can look inside. Raises ServiceError when nobody listens there any more."""
+        """None: nobody can look inside. Raises ServiceError when nothing listens at the address any more."""
         for _ in poll(0.5, timeout_s=_GONE_AFTER_S):
             try:
                 self._address.connect().close()
@@ -89,5 +89,5 @@ class EndpointService:
         raise ServiceError(f"nobody listens at {self._address.url} any more")
 
     def round_trip_ms(self) -> float | None:
-        """Of opening a connection: which request would do nothing here is not known."""
+        """Median time, ms, to open a connection: no request is known that does nothing here."""
         return self._address.connect_ms()

@@ -50,7 +50,7 @@ _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 @dataclass(kw_only=True)
 class Existing(SharedCluster):
-    """Puts applications of ours on a cluster that is not."""
+    """Adds applications to a Ray cluster that somebody else runs."""
 
     dashboard_url: str | None  # of the head node
     token_env: str | None = None  # the environment variable that holds the dashboard's token; never the token itself
@@ -62,7 +62,7 @@ class Existing(SharedCluster):
         return {key: value for key, value in super().identity().items() if key not in left_out}
 
     def check(self, config: ServiceConfig) -> None:
-        """Everything that can be known without asking the cluster. Raises ConfigError."""
+        """Refuse what can be seen to be wrong without asking the cluster. Raises ConfigError."""
         check_address("cluster.dashboard_url", self.dashboard_url)
         if self.url is not None:
             check_address("cluster.url", self.url)
@@ -72,7 +72,7 @@ class Existing(SharedCluster):
             token_of(self.token_env)
 
     def check_live(self, config: ServiceConfig) -> None:
-        """See that the flags of the profile hold there. Raises ConfigError."""
+        """Refuse a profile whose flags the live cluster does not have. Raises ConfigError."""
         try:
             told = _look(_dashboard(self), self.url, self.startup_timeout_s)
         except ServiceError as error:
@@ -106,13 +106,13 @@ class Existing(SharedCluster):
         return {name: found[applications[0]]["status"] for name, applications in there.items() if applications}
 
     def end(self, config: ServiceConfig, name: ServiceName, log_dir: Path) -> str | None:
-        """Remove what a run left behind; what is still there in the end."""
+        """Remove what a run left behind; returns a sentence on what could not be removed, else None."""
         return _dashboard(self).remove_all(_names(name))
 
     def service(
         self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> "ExistingService":
-        """One service, of which nothing is there before its `start`."""
+        """A handle of one service, which `start` deploys."""
         return ExistingService(self, config, name, log_dir, on_status)
 
 
@@ -169,7 +169,7 @@ class ExistingService:
                 self._dashboard.remove(_names(self._name))
 
     def stop(self) -> str | None:
-        """Remove the applications and wait until they are gone; what is left. A second call only repeats that."""
+        """Remove the applications and wait until they are gone; returns what is left. A second call repeats that."""
         if self._may_be_there:
             with uninterrupted():
                 self._left = self._dashboard.remove_all(_names(self._name))
@@ -181,7 +181,7 @@ class ExistingService:
         return self._probe().snapshot()
 
     def round_trip_ms(self) -> float | None:
-        """Of a request that does nothing, where Serve listens."""
+        """Median round trip, ms, of a request to Serve's health route; None without an answer."""
         return self._serve.round_trip_ms()
 
     def _probe(self) -> Probe:
@@ -195,7 +195,7 @@ class _Dashboard:
     address: Address
 
     def details(self) -> Mapping[str, Any]:
-        """All of what runs there. Raises ServiceError."""
+        """Serve's answer on everything that runs there. Raises ServiceError."""
         text = self.request(_APPLICATIONS)
         try:
             found: Mapping[str, Any] = json.loads(text)
@@ -210,7 +210,7 @@ class _Dashboard:
         return found
 
     def check_room(self, names: Sequence[str]) -> None:
-        """Applications of these names can be added, and nobody's else is harmed. Raises ServiceError."""
+        """Raise ServiceError where a name is taken, or adding would disturb applications of others."""
         details = self.details()
         if not details.get("http_options"):
             raise ServiceError("Serve does not run there, and would stay if we started it: run `serve start` there")
@@ -223,16 +223,16 @@ class _Dashboard:
                 raise ServiceError(f"the application {name} is DEPLOYING, and would begin anew; try again when it runs")
 
     def add(self, applications: Sequence[Mapping[str, Any]]) -> None:
-        """To those that are declared there. Raises ServiceError."""
+        """Add applications to those that are declared there. Raises ServiceError."""
         self._apply(lambda others: [*others, *applications])
 
     def remove(self, names: Sequence[str]) -> None:
-        """Take them out of what is declared there; what is not there needs nothing. Raises ServiceError."""
+        """Take applications out of those that are declared there, if any of them is. Raises ServiceError."""
         if any(name in self.applications() for name in names):
             self._apply(lambda others: [other for other in others if other["name"] not in names])
 
     def remove_all(self, names: Sequence[str]) -> str | None:
-        """Remove them and wait until they are gone; what is left, if they cannot be removed."""
+        """Remove applications and wait until they are gone; returns a sentence on what is left, else None."""
         trouble = "still there"
         for _ in poll(_POLL_S, timeout_s=_DELETE_TIMEOUT_S):
             try:
@@ -289,7 +289,7 @@ class _Dashboard:
         self.request(_APPLICATIONS, "PUT", json.dumps(body | {"applications": change(declared)}).encode())
 
     def request(self, path: str, method: str = "GET", body: bytes | None = None) -> bytes:
-        """Raises ServiceError."""
+        """The body of a 200. Raises ServiceError with what was answered instead."""
         try:
             return self.address.request(path, method, body)
         except (OSError, http.client.HTTPException) as error:
@@ -328,7 +328,7 @@ def _look(dashboard: _Dashboard, url: str | None, timeout_s: float) -> Mapping[s
 def render_applications(
     cluster: Existing, config: ServiceConfig, name: ServiceName, working_dir: str
 ) -> Sequence[Mapping[str, Any]]:
-    """Ours and the probe beside it, each below a route of its own."""
+    """Config of the workload's application and of the probe, each below a route of its own."""
     runtime_env, (ours_name, probe_name) = {"working_dir": working_dir}, _names(name)
     ours = render_application(config) | {"name": ours_name, "route_prefix": f"/{ours_name}"}
     probe = Probe.rendered(probe_name, f"/{probe_name}", ours, config.profile.env, cluster.service_env(config))

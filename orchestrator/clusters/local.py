@@ -87,7 +87,7 @@ class LocalService:
         self._driver.start()
 
     def wait_ready(self) -> None:
-        """Raises ServiceError with the replica's own words and the log's path when it cannot be brought up."""
+        """Wait until the service answers. Raises ServiceError with the replica's own message and the log's path."""
         assert self._claim is not None
         assert self._driver is not None
         effective = self._driver.wait_ready(self._cluster.startup_timeout_s, self._on_status)
@@ -125,17 +125,17 @@ class LocalService:
         return self._driver.snapshot(_SNAPSHOT_TIMEOUT_S)
 
     def round_trip_ms(self) -> None:
-        """None: it is on this machine."""
+        """None: the service is on this machine, so there is no distance to measure."""
 
 
 @dataclass(kw_only=True)
 class Local(Cluster):
-    """Brings services up on this machine."""
+    """Runs services on this machine."""
 
     http_port: Port | None = None  # null = a free one
 
     def check(self, config: ServiceConfig) -> None:
-        """Everything that can be known without starting Ray. Raises ConfigError."""
+        """Refuse what can be seen to be wrong without starting Ray. Raises ConfigError."""
         check_deployed(config, self)
         port = self.http_port
         if port is not None and self.max_live_services > 1:
@@ -162,7 +162,7 @@ class Local(Cluster):
     def service(
         self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> LocalService:
-        """One service, of which nothing is there before its `start`."""
+        """A handle of one service, which `start` brings up."""
         return LocalService(self, config, log_dir, on_status)
 
 
@@ -209,7 +209,7 @@ class _Driver:
         self._spec = spec
 
     def start(self) -> None:
-        """Raises ServiceError when it ends at once."""
+        """Start the process and send it the spec. Raises ServiceError when it ends at once."""
         self.child.start()
         self.child.send(self._spec)
 
@@ -231,7 +231,7 @@ class _Driver:
             on_status(text)
 
     def snapshot(self, timeout_s: float) -> Snapshot:
-        """Raises ServiceError when it fails or does not answer in time, which ends it."""
+        """What is alive. Raises ServiceError when the process fails or is late to answer; it is then killed."""
         try:
             answer = self._checked(self.child.ask({"call": "snapshot"}, timeout_s, "snapshot"))
         except ServiceError:
@@ -254,7 +254,7 @@ class _Driver:
 def _driver_spec(
     cluster: Local, config: ServiceConfig, claim: _Claim, ports: list[int], log_dir: Path
 ) -> tuple[str, Mapping[str, object]]:
-    """The module that runs the service, and what it is told."""
+    """The module that runs the service, and the spec that it is sent."""
     spec = {
         "directory": str(claim.directory),
         "declared_env": config.profile.env,
@@ -312,7 +312,7 @@ def _service_environment(cluster: Local, config: ServiceConfig, claim: _Claim) -
 
 
 def _isolation(claim: _Claim) -> dict[str, str]:
-    """HAProxy mode listens on more ports than the HTTP one, and keeps its sockets under a shared path."""
+    """Variables that give HAProxy mode ports and socket paths of this service alone."""
     haproxy, base_port = claim.directory / "haproxy", claim.base_port
     settings = {
         "RAY_SERVE_HAPROXY_STATS_PORT": base_port + 1,
@@ -343,7 +343,7 @@ def _is_free(port: int) -> bool:
 
 
 def _copy_logs(directory: Path, log_dir: Path) -> None:
-    """Serve's and the workers' logs, the last MiB of each; Ray's own directory is about to go."""
+    """Copy the last MiB of each log of Serve and of the workers, before Ray's directory is removed."""
     for folder in directory.glob("session_2*/logs"):
         for path in [*folder.glob("serve/*.log"), *folder.glob("worker-*.err"), *folder.glob("raylet.*")]:
             if path.stat().st_size:

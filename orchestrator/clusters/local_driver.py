@@ -52,7 +52,7 @@ def _bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> Mapp
 
 
 def _wait_running(name: str, on_status: Callable[[str], None]) -> None:
-    """The orchestrator's start-up time-out bounds the wait. Raises RuntimeError when Serve gives up."""
+    """Until Serve calls the application RUNNING. Raises RuntimeError when it failed. The orchestrator ends the wait."""
     for _ in poll(0.5):
         application = serve.status().applications.get(name)
         if application is not None and application.status in (

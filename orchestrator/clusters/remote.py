@@ -110,12 +110,12 @@ class Address:
 
 
 def _shown(body: str) -> str:
-    """A page for a browser tells nothing on a terminal."""
+    """The text, or a placeholder where it is a page of HTML."""
     return "(a page of HTML)" if body.lstrip()[:5].lower() in ("<!doc", "<html") else body
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the token along, and the load with it."""
+    """Refuses redirects, which would send the token to another address."""
 
     def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
         return None
@@ -129,11 +129,11 @@ class Timeout:
         self._deadline_s = time.monotonic() + timeout_s
 
     def poll(self, interval_s: float) -> Iterator[None]:
-        """Turns until it is over; it goes on over several such loops."""
+        """Loop turns until the time is over, which counts from the object's creation over all such loops."""
         return poll(interval_s, self._deadline_s - time.monotonic())
 
     def over(self, text: str) -> ServiceError:
-        """What to raise then; `text` is what was seen last."""
+        """The error to raise when the time is over; `text` is what was seen last."""
         return ServiceError(f"not ready after {self._timeout_s:g} s (cluster.startup_timeout_s): {text}")
 
 
@@ -183,7 +183,7 @@ class Probe:
 
 
 def check_uploaded(config: ServiceConfig, cluster: str) -> None:
-    """The application is among what is uploaded. Raises ConfigError."""
+    """Refuse an application whose module is not among what is uploaded. Raises ConfigError."""
     if config.workload.application is None:
         raise ConfigError(
             f"workload {config.workload.name} has no Serve application, which cluster={cluster} needs; "
@@ -196,7 +196,7 @@ def check_uploaded(config: ServiceConfig, cluster: str) -> None:
 
 
 def stage(directory: Path) -> None:
-    """Copy `workloads/` into it, as importable as here and without anything hidden."""
+    """Copy `workloads/` into `directory`, importable under the same names, without hidden files and caches."""
 
     def copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
@@ -221,7 +221,7 @@ def token_of(name: str | None) -> Secret | None:
 
 
 def check_address(key: str, url: str | None) -> None:
-    """Raises ConfigError."""
+    """Refuse, with the name of `key`, what is no HTTP address, and one with a password or query. Raises ConfigError."""
     if re.search(r"[@?#]", url or ""):  # before anything else, which might quote it
         raise ConfigError(f"{key} may hold neither a password nor a query; a token's variable is cluster.token_env")
     try:

@@ -126,7 +126,7 @@ def _start(spec: Mapping[str, Any], servers: list[_Server]) -> None:
 
 
 def _ask_to_end(servers: Sequence[_Server]) -> None:
-    """A killed server leaves its shared memory behind, 400 MiB each, until the machine restarts."""
+    """Terminate the servers and wait a while: a killed one would leave 400 MiB of shared memory behind."""
     tree = psutil.Process().children(recursive=True)
     for server in servers:
         server.process.terminate()

@@ -81,5 +81,5 @@ class Probe:
 
 
 def build(args: Mapping[str, Any]) -> Application:
-    """`application` is asked about; `declared` and `environment` are as `readback.summary` has them."""
+    """`args`: `application` (name of the one to tell about), `declared` and `environment` as in `readback.summary`."""
     return Probe.bind(args["application"], args["declared"], args["environment"])
