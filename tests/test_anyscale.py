@@ -253,7 +253,7 @@ def test_life_of_a_service(cloud: StandIn, make: Make, tmp_path: Path) -> None:
         assert service.token is not None
         assert service.token.reveal() == known.auth_token
         assert service.effective.keys() == keys(Effective).keys() - {"schema_version", "service_key"}
-        assert [actor["name"] for actor in service.snapshot()["actors"]] == ["SERVE_CONTROLLER_ACTOR"]
+        assert [actor.name for actor in service.snapshot().actors or ()] == ["SERVE_CONTROLLER_ACTOR"]
         assert known.env_vars["ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY"] == "1"
         assert known.image_uri == ours(config).image_uri
         assert known.compute_config["head_node_type"]["instance_type"] == "m8a.xlarge"

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from orchestrator import execute
 from orchestrator.arms import Job
-from orchestrator.clusters.base import changes
+from orchestrator.clusters.base import ActorState, Snapshot, changes
 from orchestrator.clusters.local import Local
 from orchestrator.errors import EXIT_FAILED, ServiceError
 from orchestrator.journal import Journal, open_journal, recorded_plan, reopen
@@ -32,16 +32,13 @@ from tests.conftest import ROOT, Compose
 from tests.runs import planned_row, trial_record
 
 
-def actor(name: str, kind: str, actor_id: str, pid: int) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "id": actor_id, "pid": pid}
+def actor(name: str, kind: str, actor_id: str, pid: int) -> ActorState:
+    return ActorState(name=name, kind=kind, id=actor_id, pid=pid)
 
 
-def snapshot(*actors: dict[str, Any], listener: int | None = 1, unhealthy: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {
-        "actors": list(actors),
-        "listener": listener and {"port": 1, "pid": listener, "process": "haproxy"},
-        "unhealthy": list(unhealthy),
-    }
+def snapshot(*actors: ActorState, listener: int | None = 1, unhealthy: tuple[str, ...] = ()) -> Snapshot:
+    found = None if listener is None else {"port": 1, "pid": listener, "process": "haproxy"}
+    return Snapshot(actors=actors, listener=found, unhealthy=unhealthy)
 
 
 CONTROLLER = actor("SERVE_CONTROLLER_ACTOR", "ServeController", "c1", 10)
@@ -61,7 +58,7 @@ def test_replaced_replica_is_restarted() -> None:
 
 
 def test_actor_that_ray_restarts_under_its_old_id_has_failed() -> None:
-    again = CONTROLLER | {"pid": 99}
+    again = replace(CONTROLLER, pid=99)
     found = changes(snapshot(CONTROLLER, REPLICA), snapshot(again, REPLICA))
     assert (found.restarted, found.failed) == ([], ["SERVE_CONTROLLER_ACTOR"])
 

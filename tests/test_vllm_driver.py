@@ -274,9 +274,10 @@ def test_two_servers_of_which_one_dies(tmp_path: Path) -> None:
             assert complete(port)["usage"]["completion_tokens"] == 5
 
         snapshot = driver.snapshot(60)
-        assert snapshot["unhealthy"] == []
-        assert snapshot["listener"] == effective["listener"]
-        assert sorted((actor["name"], actor["kind"]) for actor in snapshot["actors"]) == [
+        assert snapshot.actors is not None
+        assert snapshot.unhealthy == []
+        assert snapshot.listener == effective["listener"]
+        assert sorted((actor.name, actor.kind) for actor in snapshot.actors) == [
             ("vllm-0", "VllmServer"),
             ("vllm-0-engine", "VllmEngine"),
             ("vllm-1", "VllmServer"),
@@ -291,17 +292,17 @@ def test_two_servers_of_which_one_dies(tmp_path: Path) -> None:
         assert len(shared) >= 2
 
         # An engine that dies is told, with the server that it belongs to; the other one goes on.
-        (engine,) = [actor for actor in snapshot["actors"] if actor["name"] == "vllm-1-engine"]
-        os.kill(engine["pid"], signal.SIGKILL)
+        (engine,) = [actor for actor in snapshot.actors if actor.name == "vllm-1-engine"]
+        os.kill(engine.pid, signal.SIGKILL)
         deadline = time.monotonic() + 60
-        while not (unhealthy := driver.snapshot(60)["unhealthy"]):
+        while not (unhealthy := driver.snapshot(60).unhealthy):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert unhealthy[0].startswith("vllm-1 ")
         assert str(tmp_path / "server-1.log") in unhealthy[0]
-        later = {actor["id"] for actor in driver.snapshot(60)["actors"]}
-        assert engine["id"] not in later
-        assert {actor["id"] for actor in snapshot["actors"] if actor["name"].startswith("vllm-0")} <= later
+        later = {actor.id for actor in driver.snapshot(60).actors or ()}
+        assert engine.id not in later
+        assert {actor.id for actor in snapshot.actors if actor.name.startswith("vllm-0")} <= later
         assert complete(claim.base_port)["usage"]["completion_tokens"] == 5
 
         driver.stop()

@@ -1,4 +1,4 @@
-"""Who sends the load: what every client is asked for, and how one drives several processes of its own.
+"""The load client: what every client is asked for, and how one drives several processes of its own.
 
 The processes are independent and share only an absolute start on the monotonic clock: no master, no port,
 nothing between them that could slow one of them down. A spec and the start time go in, `ready`, one `progress` a
@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from orchestrator.child import Child, receive_any
+from orchestrator.child import Child, Message, receive_any
 from orchestrator.errors import ConfigError, TrialError
 from orchestrator.load.level import Level
 from orchestrator.process import uninterrupted
@@ -95,14 +95,14 @@ class Client(ABC):
 
 
 def check_clients(load: Load) -> None:
-    """Each server gets a client. Raises ConfigError."""
+    """Refuse a level with fewer clients than servers. Raises ConfigError."""
     clients, num_servers = load.level.concurrency, len(load.urls)
     if clients is not None and clients < num_servers:
         raise ConfigError(f"{num_servers} servers need as many clients, found a level of {load.level.text}")
 
 
 def check_fits(config: ServiceConfig, num_input_tokens: int | None, num_output_tokens: int | None) -> None:
-    """A request fits what the engine takes, where both are known. Raises ConfigError."""
+    """Refuse a request longer than the engine's `max_model_len`, where both are known. Raises ConfigError."""
     engine = (config.workload.server or config.model).get("engine")
     limit = engine.get("max_model_len") if isinstance(engine, Mapping) else None  # the cluster refuses other shapes
     if not isinstance(limit, int) or num_input_tokens is None or num_output_tokens is None:
@@ -116,7 +116,7 @@ def check_fits(config: ServiceConfig, num_input_tokens: int | None, num_output_t
 
 def drive(
     module: str,
-    specs: Sequence[Mapping[str, Any]],
+    specs: Sequence[Mapping[str, object]],
     env: Mapping[str, str],
     log: Path,
     on_progress: Callable[[Live], None],
@@ -125,8 +125,8 @@ def drive(
     lead_s: float,
     limit_s: float,
     if_late: str = "",
-) -> tuple[float, list[dict[str, Any]]]:
-    """When they started, on the monotonic clock, and the facts of one process for each spec, in their order.
+) -> tuple[float, list[Message]]:
+    """Run one process for each spec; returns when they started (monotonic clock, s) and the facts of each, in order.
 
     They start `lead_s` after all of them are ready.
 
@@ -155,17 +155,17 @@ def drive(
     return start_s, facts
 
 
-def health(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Those of `ClientFacts` that say how the processes themselves fared: the worst counts."""
+def health(facts: Sequence[Message]) -> ClientFacts:
+    """How the processes themselves fared: CPU and lag of the worst one. Nothing else is filled in."""
     cpu_ratios = [fact["cpu_ratio"] for fact in facts]
-    return {
-        "num_processes": len(facts),
-        "cpu_ratio": max(cpu_ratios),
-        "cpu_ratios": cpu_ratios,
-        "lag_p50_ms": max_or_none(fact["lag_p50_ms"] for fact in facts),
-        "lag_p99_ms": max_or_none(fact["lag_p99_ms"] for fact in facts),
-        "latency_resolution_ms": 0.0,  # raw clock readings, no histogram
-    }
+    return ClientFacts(
+        num_processes=len(facts),
+        cpu_ratio=max(cpu_ratios),
+        cpu_ratios=cpu_ratios,
+        lag_p50_ms=max_or_none(fact["lag_p50_ms"] for fact in facts),
+        lag_p99_ms=max_or_none(fact["lag_p99_ms"] for fact in facts),
+        latency_resolution_ms=0.0,  # raw clock readings, no histogram
+    )
 
 
 def _one_of_each(
@@ -174,10 +174,10 @@ def _one_of_each(
     deadline_s: float,
     on_progress: Callable[[Live], None] | None = None,
     if_late: str = "",
-) -> list[dict[str, Any]]:
-    """This message from each process, in their order. Raises TrialError when one ends or is late."""
-    answers: dict[Child, dict[str, Any]] = {}
-    progress: dict[Child, dict[str, Any]] = {}
+) -> list[Message]:
+    """Wait for this event from each process; the messages in the order of `children`. Raises TrialError."""
+    answers: dict[Child, Message] = {}
+    progress: dict[Child, Message] = {}
     while waiting := [child for child in children if child not in answers]:
         received = receive_any(waiting, deadline_s, event)
         if received is None:
@@ -199,7 +199,7 @@ def _wait_for_end(child: Child, deadline_s: float) -> None:
         raise TrialError(f"{child.what} ended with exit code {status} at its end; {child.log_end()}")
 
 
-def _live(progress: list[dict[str, Any]]) -> Live:
+def _live(progress: Sequence[Message]) -> Live:
     return Live(
         elapsed_s=max(part["elapsed_s"] for part in progress),
         throughput_rps=sum(part["throughput_rps"] for part in progress),

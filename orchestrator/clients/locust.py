@@ -6,7 +6,7 @@ Each process records every request it sends (see `locust_worker`) and writes a s
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from orchestrator.clients.base import Client, Live, Load, Measurement, check_cli
 from orchestrator.errors import ConfigError, TrialError
 from orchestrator.kinds import check_number
 from orchestrator.process import client_environment
-from orchestrator.results.records import ClientFacts
 from orchestrator.results.samples import read_samples, write_samples
 from orchestrator.sections import ServiceConfig
 
@@ -33,13 +32,13 @@ LEAD_S = 0.2  # from sending the start time to the start itself
 
 @dataclass
 class Locust(Client):
-    """Closed loop: each client sends its next request when the last was answered."""
+    """Load from Locust in closed loop: each client sends its next request when the last was answered."""
 
     locustfile: str  # a dotted module or a path ending in .py, with one FastHttpUser subclass
     options: dict[str, Any]  # reach the locustfile as `self.environment.parsed_options`
 
     def check(self, config: ServiceConfig, loads: Sequence[Load]) -> None:
-        """The file is there, the levels are numbers of clients, and each server gets a client and a process."""
+        """Refuse a missing locustfile, levels that are rates, and fewer clients or processes than servers."""
         for load in loads:
             num_servers = len(load.urls)
             if load.level.concurrency is None:
@@ -112,8 +111,8 @@ class Locust(Client):
             for what in ("requests", "unfinished", "task_errors")
         }
         assert samples.num_rows == totals["num_requests"], f"{samples.num_rows} samples, {totals} recorded"
-        client = ClientFacts(
-            **health(facts),
+        client = replace(
+            health(facts),
             **totals,
             window_s=min(fact["window_s"] for fact in facts),
             all_clients_started_at_s=max(fact["last_client_started_at_s"] for fact in facts),

@@ -23,6 +23,7 @@ import select
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +43,7 @@ from locust.env import Environment
 from locust.exception import CatchResponseError
 from locust.util.load_locustfile import load_locustfile
 
-from orchestrator.child import protocol_channel, say
+from orchestrator.child import Message, protocol_channel, say
 from orchestrator.clients.locust import TOKEN_VARIABLE
 from orchestrator.secrets import Secret, redact
 
@@ -61,7 +62,7 @@ class Recorder:
 
     def __init__(self) -> None:
         # sent (monotonic clock), latency, error, context
-        self.rows: list[tuple[float, float, str | None, dict[str, Any] | None]] = []
+        self.rows: list[tuple[float, float, str | None, Mapping[str, Any] | None]] = []
         self.in_flight: dict[Any, float] = {}  # greenlet -> sent
         self.first_sent: dict[Any, float] = {}  # user -> its first request sent
         self.num_failed = 0
@@ -72,7 +73,7 @@ class Recorder:
         self,
         response_time: float,
         exception: BaseException | None = None,
-        context: dict[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
         sent = self.in_flight.pop(gevent.getcurrent(), None)
@@ -92,7 +93,7 @@ class Recorder:
             self.rows.append((sent, (time.monotonic() - sent) * 1000, error, None))
 
     def close(self) -> int:
-        """What is still in flight has failed; returns how many that are."""
+        """Record what is still in flight as failed; returns how many requests that are."""
         now = time.monotonic()
         unfinished = [(sent, (now - sent) * 1000, UNFINISHED, None) for sent in self.in_flight.values()]
         self.in_flight.clear()
@@ -163,7 +164,7 @@ def send_once() -> None:
 
 
 def find_user_class(locustfile: str) -> type[FastHttpUser]:
-    """Of a dotted module, or of a path that ends in .py."""
+    """The one user class of a locustfile: a dotted module, or a path that ends in .py. Exits when there is none."""
     if locustfile.endswith(".py"):
         path = str(Path(locustfile).resolve())
     else:
@@ -176,7 +177,7 @@ def find_user_class(locustfile: str) -> type[FastHttpUser]:
     return fast[0]
 
 
-def make_environment(spec: dict[str, Any]) -> Environment:
+def make_environment(spec: Message) -> Environment:
     user_class = find_user_class(spec["locustfile"])
     user_class.max_redirects = 0
     user_class.max_retries = 0
@@ -250,8 +251,8 @@ def report_progress(protocol: TextIO, recorder: Recorder, start_s: float, window
 
 
 def drive(
-    environment: Environment, recorder: Recorder, spec: dict[str, Any], start_s: float, protocol: TextIO
-) -> dict[str, Any]:
+    environment: Environment, recorder: Recorder, spec: Message, start_s: float, protocol: TextIO
+) -> Mapping[str, object]:
     """Ramp-up, warm-up, window, drain; returns this process's facts, times relative to the window."""
     window, concurrency = spec["window"], spec["concurrency"]
     window_start_s = start_s + window["ramp_up_s"] + window["warmup_s"]
@@ -318,21 +319,21 @@ def write_shard(path: str, recorder: Recorder, window_start_s: float, index: int
 
 
 def exit_with_parent() -> None:
-    """In a real thread, so that no busy greenlet can hold it up."""
+    """Exit when the parent is gone. Runs in a real thread, so that no busy greenlet can hold it up."""
     while os.read(0, 1024):
         pass
     os._exit(1)
 
 
 class WithoutToken(logging.Formatter):
-    """What a task raises may quote what was answered, and that may repeat the token."""
+    """Redacts secrets: what a task raises may quote an answer, which may repeat the token."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 class FirstRecords(logging.Filter):
-    """Keeps one error, repeated for ever, from filling the disk."""
+    """Drops what follows the first MAX_LOG_RECORDS records, so that a repeated error does not fill the disk."""
 
     num_seen = 0
 

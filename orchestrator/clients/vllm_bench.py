@@ -12,7 +12,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.application import check_vllm
+from orchestrator.child import Message
 from orchestrator.clients.base import (
     CLIENT_START_S,
     Client,
@@ -35,7 +36,6 @@ from orchestrator.clients.base import (
 from orchestrator.errors import ConfigError, TrialError
 from orchestrator.kinds import Amount, Count, Positive
 from orchestrator.process import client_environment
-from orchestrator.results.records import ClientFacts
 from orchestrator.results.samples import LONG_REPLY, SAMPLES_SCHEMA, SHORT_REPLY, whole_run, write_samples
 from orchestrator.sections import ServiceConfig
 
@@ -59,9 +59,23 @@ _CODES = {
 _STATUS_CODES = {status.phrase: f"http_{status.value}" for status in HTTPStatus}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What one process sends. Laid over the fields of `VllmBench` it is the spec that the process is given."""
+
+    index: int
+    url: str
+    concurrency: int | None  # clients; None in open loop
+    num_warmups: int  # requests before the measured ones
+    num_prompts: int  # measured requests
+    request_rate_rps: float | None  # None in closed loop
+    seed: int  # of the prompts
+    result: str  # path of the file that vLLM's client writes
+
+
 @dataclass
 class VllmBench(Client):
-    """Closed loop, or open at a level that is a rate. One process a replica."""
+    """Load from `vllm bench serve`: closed loop, or open loop at a level that is a rate. One process a replica."""
 
     model: str  # what requests call it
     tokenizer: str  # where it comes from: a hub id, a directory, or tiny
@@ -73,7 +87,7 @@ class VllmBench(Client):
     timeout_s: Positive  # for the requests of one level
 
     def check(self, config: ServiceConfig, loads: Sequence[Load]) -> None:
-        """Each server gets a client, and each level lasts long enough to measure and no longer than it may."""
+        """Refuse fewer clients than servers, too few prompts to measure, and more than fit `timeout_s`."""
         for load in loads:
             check_clients(load)
             self._check_num_prompts(load)
@@ -82,7 +96,7 @@ class VllmBench(Client):
             raise ConfigError("workload.options.headers are Locust's: vLLM's client sends none")
 
     def check_live(self, config: ServiceConfig, timeout_s: float) -> None:
-        """vLLM is installed here."""
+        """Refuse when vLLM is not installed here. Raises ConfigError."""
         check_vllm("client vllm_bench")
 
     def takes_s(self, load: Load) -> float:
@@ -130,69 +144,87 @@ class VllmBench(Client):
         Raises TrialError when the processes fail or do not end within `timeout_s`, and when no time was left in which
         the service was under the whole load.
         """
-        level, window, urls = load.level, load.window, load.urls
-        clients, rate_rps = level.concurrency, level.offered_rps
-        most = max(load.num_replicas, len(urls))
-        num_processes = most if clients is None else min(most, clients)
-        assert num_processes >= len(urls), "refused by check"
-        total = self.num_requests(load)
-        shares = split(total, num_processes)
-        num_clients = None if clients is None else split(clients, num_processes)
-        warm_up = int(level.amount) if clients else max(num_processes, math.ceil(level.amount * window.warmup_s))
-        num_warmups = split(warm_up, num_processes)
         (directory / "raw").mkdir(exist_ok=True)
-        paths = [directory / "raw" / f"bench.{index}.json" for index in range(num_processes)]
-        specs = [
-            {
-                **asdict(self),
-                "index": index,
-                "url": urls[index % len(urls)].rstrip("/"),
-                "concurrency": num_clients and num_clients[index],
-                "num_warmups": num_warmups[index],
-                "num_prompts": shares[index],
-                "request_rate_rps": rate_rps and rate_rps * shares[index] / total,
-                # The same prompts in every arm, and others at each level and repeat: the service may remember them.
-                "seed": zlib.crc32(f"{directory.name}/{index}".encode()),
-                "result": str(path),
-            }
-            for index, path in enumerate(paths)
-        ]
+        shares = self._shares(load, directory)
         env = client_environment() | ({"OPENAI_API_KEY": load.token.reveal()} if load.token else {})
         _, facts = drive(
             WORKER,
-            specs,
+            [asdict(self) | asdict(share) for share in shares],
             env,
             directory / "client.log",
             on_progress,
             startup_s=STARTUP_S,
             lead_s=LEAD_S,
             limit_s=self.timeout_s + MARGIN_S,
-            if_late=f": {total} requests did not end within client.timeout_s={self.timeout_s:g} (raise it, or see "
-            "why the service is slow)",
+            if_late=f": {self.num_requests(load)} requests did not end within client.timeout_s={self.timeout_s:g} "
+            "(raise it, or see why the service is slow)",
         )
+        benches = [json.loads(Path(share.result).read_text()) for share in shares]
+        return self._measurement(load, directory, shares, facts, benches)
 
-        benches = [json.loads(path.read_text()) for path in paths]
+    def _shares(self, load: Load, directory: Path) -> list[_Share]:
+        """What each process sends, as even as whole numbers go."""
+        level, urls = load.level, load.urls
+        clients, rate_rps = level.concurrency, level.offered_rps
+        most = max(load.num_replicas, len(urls))
+        num_processes = most if clients is None else min(most, clients)
+        assert num_processes >= len(urls), "refused by check"
+        total = self.num_requests(load)
+        num_prompts = split(total, num_processes)
+        num_clients = [None] * num_processes if clients is None else split(clients, num_processes)
+        warm_up = int(level.amount) if clients else max(num_processes, math.ceil(level.amount * load.window.warmup_s))
+        num_warmups = split(warm_up, num_processes)
+        return [
+            _Share(
+                index=index,
+                url=urls[index % len(urls)].rstrip("/"),
+                concurrency=num_clients[index],
+                num_warmups=num_warmups[index],
+                num_prompts=num_prompts[index],
+                request_rate_rps=rate_rps and rate_rps * num_prompts[index] / total,
+                # The same prompts in every arm, and others at each level and repeat: the service may remember them.
+                seed=zlib.crc32(f"{directory.name}/{index}".encode()),
+                result=str(directory / "raw" / f"bench.{index}.json"),
+            )
+            for index in range(num_processes)
+        ]
+
+    def _measurement(
+        self,
+        load: Load,
+        directory: Path,
+        shares: Sequence[_Share],
+        facts: Sequence[Message],
+        benches: Sequence[Mapping[str, Any]],
+    ) -> Measurement:
+        """Of what the processes told (`facts`) and their clients wrote (`benches`); writes `samples.parquet`.
+
+        Raises TrialError when no time was left in which the service was under the whole load.
+        """
+        rate_rps = load.level.offered_rps
         sent = [np.sort(bench["start_times"]) for bench in benches]
-        window_start_s, window_end_s = steady_window(sent, num_clients)
+        num_clients = [share.concurrency for share in shares if share.concurrency is not None]
+        window_start_s, window_end_s = steady_window(sent, num_clients or None)
         duration_s = window_end_s - window_start_s
         if duration_s <= 0:
             raise TrialError(
-                f"{total} requests of {level.text} leave no time in which all of them load the service; raise client."
-                f"num_prompts (of each of {load.num_replicas} replicas), {MIN_PROMPTS_PER_CLIENT} a client is usual"
+                f"{self.num_requests(load)} requests of {load.level.text} leave no time in which all of them load the "
+                f"service; raise client.num_prompts (of each of {load.num_replicas} replicas), "
+                f"{MIN_PROMPTS_PER_CLIENT} a client is usual"
             )
         rows = [row for index, bench in enumerate(benches) for row in sample_rows(bench, index, self.num_output_tokens)]
-        for row in rows:
-            row["sent_at_s"] -= window_start_s
-        samples = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA).sort_by("sent_at_s")
+        samples = pa.Table.from_pylist(
+            [row | {"sent_at_s": row["sent_at_s"] - window_start_s} for row in rows], schema=SAMPLES_SCHEMA
+        ).sort_by("sent_at_s")
         write_samples(directory / "samples.parquet", samples)
 
         began_s = min(fact["began_s"] for fact in facts)
         ended_s = max(fact["began_s"] + bench["duration"] for fact, bench in zip(facts, benches, strict=True))
-        whole = whole_run(samples, ended_s - began_s, printed(benches[0]) if num_processes == 1 else None)
-        client = ClientFacts(
-            **health(facts),
+        whole = whole_run(samples, ended_s - began_s, printed(benches[0]) if len(benches) == 1 else None)
+        client = replace(
+            health(facts),
             window_s=duration_s,
-            all_clients_started_at_s=None if clients is None else 0.0,
+            all_clients_started_at_s=0.0 if num_clients else None,
             offered_rps=rate_rps,
             sent_rps=None if rate_rps is None else (sum(map(len, sent)) - 1) / duration_s,
             in_flight_mean=in_flight_mean(benches, window_start_s, window_end_s),
@@ -205,12 +237,14 @@ class VllmBench(Client):
 
 
 def split(total: int, num_parts: int) -> list[int]:
-    """As evenly as whole numbers go."""
+    """`total` in `num_parts` whole numbers that differ by 1 at most."""
     return [total // num_parts + (part < total % num_parts) for part in range(num_parts)]
 
 
 def steady_window(sent_s: Sequence[np.ndarray], num_clients: Sequence[int] | None) -> tuple[float, float]:
-    """Start and end of the time in which every process is under its full load. `sent_s`: of each, ascending.
+    """Start and end of the time in which every process is under its full load.
+
+    `sent_s`: when each process sent its requests, s, ascending. `num_clients`: of each process; None in open loop.
 
     All of its clients have sent, and no process has run out of prompts. Open loop (None): from first send to last.
     """

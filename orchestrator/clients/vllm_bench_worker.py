@@ -17,12 +17,13 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from orchestrator.child import protocol_channel, say
+from orchestrator.child import Message, protocol_channel, say
 from workloads.llm import tiny
 
 BACKEND = "openai"
@@ -35,13 +36,13 @@ class Observer:
     One of them is the progress bar: the client makes it as the load begins and closes it at the last reply.
     """
 
-    def __init__(self, serve: Any, spec: dict[str, Any], messages: "queue.SimpleQueue[Any]", protocol: TextIO) -> None:
+    def __init__(self, serve: Any, spec: Message, messages: "queue.SimpleQueue[Message]", protocol: TextIO) -> None:
         self.spec, self.messages, self.protocol = spec, messages, protocol
         self.phase = "preparing"
         self.num_successful = self.num_failed = 0
         self.lags_ms: list[float] = []
         self.occupied: list[tuple[float, float]] = []  # from when to when each client waited for a reply
-        self.facts: dict[str, Any] = {}
+        self.facts: Mapping[str, float | None] = {}
         self._benchmark, self._request = serve.benchmark, serve.ASYNC_REQUEST_FUNCS[BACKEND]
         serve.benchmark = self.benchmark
         serve.ASYNC_REQUEST_FUNCS[BACKEND] = self.request
@@ -49,7 +50,7 @@ class Observer:
         serve.print = self.print
 
     def print(self, *values: object) -> None:
-        """So that nobody mistakes one table for another: those of the warm-up and of each process share a log."""
+        """In the place of `print`: says whose lines they are, since all processes and the warm-up share one log."""
         print(f"[client_process={self.spec['index']} {self.phase}]", *values, flush=True)
 
     async def benchmark(self, *, input_requests: list[Any], request_rate: float, **settings: Any) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class Observer:
         return self
 
     def update(self, n: int) -> None:
-        """Of the progress bar; `request` counts."""
+        """A method of the progress bar, which does nothing: `request` counts."""
 
     def close(self) -> None:
         ended_s, cpu_ended_s = time.monotonic(), time.process_time()
@@ -96,7 +97,7 @@ class Observer:
         }
 
     async def watch(self) -> None:
-        """How late the loop takes up what is due, to within the 1 ms to which it rounds up; and what to display."""
+        """Record the event loop's lag, to within the 1 ms to which it rounds up, and tell the progress each second."""
         tick, num_reported = self.began_s + 1.0, 0
         while True:
             slept_s = time.monotonic()
@@ -115,7 +116,7 @@ class Observer:
                 tick, num_reported = now + 1.0, self.num_successful
 
 
-def arguments(spec: dict[str, Any], tokenizer: str) -> list[str]:
+def arguments(spec: Message, tokenizer: str) -> list[str]:
     """The command line of `vllm bench serve`, to which the environment adds an OPENAI_API_KEY."""
     rate_rps = spec["request_rate_rps"]
     result = Path(spec["result"])
@@ -144,8 +145,8 @@ def arguments(spec: dict[str, Any], tokenizer: str) -> list[str]:
     return [*(f"--{name}={value}" for name, value in settings.items()), *flags]
 
 
-def listen(messages: "queue.SimpleQueue[Any]") -> None:
-    """In a thread, so that the parent's end is seen whatever this process is doing."""
+def listen(messages: "queue.SimpleQueue[Message]") -> None:
+    """Pass the parent's messages on, and exit when the parent is gone. Runs in a thread of its own."""
     with open(0, "rb", buffering=0, closefd=False) as stdin:  # a buffer's lock would hold up a normal exit
         for line in stdin:
             messages.put(json.loads(line))
@@ -154,7 +155,7 @@ def listen(messages: "queue.SimpleQueue[Any]") -> None:
 
 def main() -> None:
     protocol = protocol_channel()
-    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(messages,), daemon=True).start()
     spec = messages.get()
     # The client's send times are of the one, the shared start is of the other.

@@ -25,7 +25,7 @@ import yaml
 
 from orchestrator.application import check_deployed, render_application
 from orchestrator.child import Child
-from orchestrator.clusters.base import ServiceName, SharedCluster
+from orchestrator.clusters.base import ServiceName, SharedCluster, Snapshot
 from orchestrator.clusters.remote import (
     Address,
     Probe,
@@ -72,7 +72,7 @@ _REASONS = (
 
 @dataclass(kw_only=True)
 class Anyscale(SharedCluster):
-    """Brings services up in the cloud that the token belongs to."""
+    """Deploys each service as an Anyscale service, in the organisation that the token belongs to."""
 
     token_env: str | None  # the environment variable that holds the token; never the token itself
     host_env: str = "ANYSCALE_HOST"  # the environment variable with another address than Anyscale's own
@@ -86,36 +86,36 @@ class Anyscale(SharedCluster):
     usd_per_hour: dict[str, Amount] = field(default_factory=dict)  # of each instance type
     max_cost_usd: Amount | None = None
 
-    def identity(self) -> dict[str, Any]:
-        """The machines, the image, and where."""
+    def identity(self) -> Mapping[str, object]:
+        """Kind, cloud, project, image, machines, and the CPUs and GPUs that they offer."""
         names = ("cloud", "project", "image_uri", "head_node", "worker_nodes", "num_cpus", "num_gpus")
         return {"kind": super().identity()["kind"]} | {name: getattr(self, name) for name in names}
 
     def bring_up_s(self, config: ServiceConfig) -> float:
-        """Estimate in seconds: assumed."""
+        """Estimate of the time from deployment to ready, in seconds. Assumed, not measured."""
         return 600.0
 
     def machines(self) -> list[tuple[str, int]]:
         """The head node and the workers, at most as many as the SDK may rent."""
-        workers = [(each["instance_type"], each.get("max_nodes", _SDK_MAX_NODES)) for each in self.worker_nodes]
+        workers = [(node["instance_type"], node.get("max_nodes", _SDK_MAX_NODES)) for node in self.worker_nodes]
         return [(self.head_node["instance_type"], 1), *workers]
 
     def hourly_usd(self) -> float | None:
-        """All machines of one service; None where the price of one is not declared."""
+        """USD an hour for all machines of one service; None where the price of one is not declared."""
         if self.unpriced():
             return None
         return sum(count * self.usd_per_hour[name] for name, count in self.machines())
 
     def unpriced(self) -> list[str]:
-        """Machines without a declared price."""
+        """Instance types without a declared price."""
         return [name for name, _ in self.machines() if name not in self.usd_per_hour]
 
     def cost_limit_usd(self) -> float | None:
-        """As declared."""
+        """`cluster.max_cost_usd`: the most that a run may cost, USD; None = no limit."""
         return self.max_cost_usd
 
     def check(self, config: ServiceConfig) -> None:
-        """Everything that can be known without a token. Raises ConfigError."""
+        """Refuse what can be seen to be wrong without asking Anyscale. Raises ConfigError."""
         check_uploaded(config, self.name)
         check_deployed(config, self)
         cluster = self
@@ -155,7 +155,7 @@ class Anyscale(SharedCluster):
             found = {name: sdk.retried("status", _CALL_TIMEOUT_S, name=name.service) for name in names}
         finally:
             sdk.close()
-        return {name: each["state"] for name, each in found.items() if each and each["state"] != "TERMINATED"}
+        return {name: status["state"] for name, status in found.items() if status and status["state"] != "TERMINATED"}
 
     def end(self, config: ServiceConfig, name: ServiceName, log_dir: Path) -> str | None:
         """End a service that its run left behind; what is left when nobody can tell that it is TERMINATED."""
@@ -166,7 +166,7 @@ class Anyscale(SharedCluster):
     def service(
         self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> "AnyscaleService":
-        """One service, which is asked for by its `start`."""
+        """A handle of one service, which `start` deploys."""
         return AnyscaleService(self, config, name, log_dir, on_status)
 
 
@@ -184,7 +184,7 @@ class AnyscaleService:
         self.marker: str | None = None
         self.urls: list[str] = []
         self.token: Secret | None = None
-        self.effective: dict[str, Any] = {}
+        self.effective: Mapping[str, Any] = {}
         self._cluster, self._config = cluster, config
         self._name = name.service
         # Unique: a service that is deployed again under its name still shows the version before for a while.
@@ -202,7 +202,7 @@ class AnyscaleService:
         self._last_state = "unknown"
 
     def start(self) -> None:
-        """Ask for it. Raises ServiceError when it is refused."""
+        """Deploy the service. Raises ServiceError when Anyscale refuses it."""
         (self._log_dir / "service.yaml").write_text(_as_yaml(self._rendered))
         try:
             found = self._sdk.retried("status", _CALL_TIMEOUT_S, name=self._name)
@@ -225,9 +225,11 @@ class AnyscaleService:
             self._wait_running(timeout)
             self._say("waiting for the first reply")
             self._address.wait_for(self._config.workload.ready_path, timeout, self._say)
-            self.effective = self._probe().effective(self._config, timeout, self._say)
+            effective = self._probe().effective(self._config, timeout, self._say)
+            image: Mapping[str, str] = {}
             with contextlib.suppress(ServiceError):  # the SDK's own parts are asked, which may change
-                self.effective["versions"] |= self._sdk.retried("image", _CALL_TIMEOUT_S, name=self._name)
+                image = self._sdk.retried("image", _CALL_TIMEOUT_S, name=self._name)
+            self.effective = {**effective, "versions": effective["versions"] | image}
         except ServiceError as error:
             self._keep_controller_log()
             raise self._failure(error) from error
@@ -240,8 +242,8 @@ class AnyscaleService:
                 if status is not None and status["state"] not in _ENDING:
                     self._sdk.call("terminate", _CALL_TIMEOUT_S, service_id=status["id"])
 
-    def snapshot(self) -> dict[str, Any]:
-        """State, and where the probe answers, Serve actors alive now and what Serve calls unhealthy (else null, []).
+    def snapshot(self) -> Snapshot:
+        """What is alive now, as far as the probe answers.
 
         Raises ServiceError when the service is gone or not RUNNING.
         """
@@ -250,10 +252,10 @@ class AnyscaleService:
         if state != "RUNNING":
             self._keep_controller_log()
             raise self._failure(ServiceError(f"it is {state}, not RUNNING"))
-        return {"state": state, **self._probe().snapshot()}
+        return self._probe().snapshot()
 
     def round_trip_ms(self) -> float | None:
-        """Of a request that does nothing, where the service is."""
+        """Median round trip, ms, of a request to Serve's health route; None without an answer."""
         return self._address.round_trip_ms()
 
     def _probe(self) -> Probe:
@@ -263,7 +265,7 @@ class AnyscaleService:
         return ServiceError(f"{self._name}: {error}\nLog: {self._log_dir}")
 
     def _apply(self, rendered: Mapping[str, Any]) -> None:
-        """Deploy, and again after transient trouble, unless it turns out to have acted all the same."""
+        """Deploy; after a transient error again, unless the version that was asked for is there by then."""
         self._may_be_there = True
         try:
             for delay_s in (*_RETRY_DELAYS_S, None):
@@ -311,7 +313,7 @@ class AnyscaleService:
         raise timeout.over(text)
 
     def _keep_controller_log(self) -> None:
-        """Best effort."""
+        """Write `controller.log`; nothing is raised when Anyscale does not give it."""
         with uninterrupted(), contextlib.suppress(ServiceError):
             text = self._sdk.call("logs", _CALL_TIMEOUT_S, name=self._name)
             (self._log_dir / "controller.log").write_text(redact(text))
@@ -368,7 +370,7 @@ class AnyscaleService:
 
 
 def _is_up(status: Mapping[str, Any], version: str) -> bool:
-    """Ours alone takes the traffic; an older RUNNING version is not ours."""
+    """Whether this version is RUNNING and takes all of the traffic."""
     return (status["state"], status["primary"], status["canary"]) == ("RUNNING", version, None) and (
         status["versions"][version] == "RUNNING"
     )
@@ -383,7 +385,7 @@ def _in_words(status: Mapping[str, Any] | None, version: str) -> str:
 
 
 def _check_machines(cluster: Anyscale) -> None:
-    for key, node in [("head_node", cluster.head_node), *(("worker_nodes", each) for each in cluster.worker_nodes)]:
+    for key, node in [("head_node", cluster.head_node), *(("worker_nodes", worker) for worker in cluster.worker_nodes)]:
         instance_type = node.get("instance_type")
         if not isinstance(instance_type, str) or not re.fullmatch(r"\S+", instance_type):
             raise ConfigError(f"cluster.{key} needs an instance_type, found {dict(node)}")
@@ -392,7 +394,7 @@ def _check_machines(cluster: Anyscale) -> None:
             raise ConfigError(f"cluster.{key}: min_nodes must not be above max_nodes, found {dict(node)}")
 
 
-def render_service(cluster: Anyscale, config: ServiceConfig, name: ServiceName) -> dict[str, Any]:
+def render_service(cluster: Anyscale, config: ServiceConfig, name: ServiceName) -> dict[str, object]:
     """The service as Anyscale's ServiceConfig takes it, from a directory that holds `workloads/` alone."""
     application, env = render_application(config), _env_vars(cluster, config)
     probe = Probe.rendered("orchestrator-probe", PROBE_ROUTE, application, config.profile.env, env)
@@ -448,7 +450,7 @@ def _token(cluster: Anyscale) -> Secret:
 
 
 class _CallError(ServiceError):
-    """A call failed. `transient`: it may work later; a call that timed out may still have acted."""
+    """A call failed. `transient`: a later one may succeed. `timed_out`: it may have acted all the same."""
 
     def __init__(self, text: str, transient: bool = False, timed_out: bool = False) -> None:
         super().__init__(text)
@@ -469,7 +471,7 @@ class _Sdk:
         self._logged_in = False
 
     def retried(self, call: str, timeout_s: float, **arguments: Any) -> Any:
-        """As `call`, again after transient trouble, a few times."""
+        """As `call`, repeated a few times after a transient error."""
         for delay_s in _RETRY_DELAYS_S:
             try:
                 return self.call(call, timeout_s, **arguments)
@@ -498,8 +500,8 @@ class _Sdk:
 
     def _environment(self) -> dict[str, str]:
         env = client_environment()
-        for name in _WAY_OUT:
-            env |= {each: os.environ[each] for each in (name, name.lower()) if each in os.environ}
+        for upper in _WAY_OUT:
+            env |= {name: os.environ[name] for name in (upper, upper.lower()) if name in os.environ}
         if self._host:
             env["ANYSCALE_HOST"] = self._host  # for the addresses in its messages
         return env

@@ -11,6 +11,7 @@ import queue
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any, NoReturn, TextIO
 
 from orchestrator.child import protocol_channel, say
@@ -50,7 +51,7 @@ def _read(lines: "queue.SimpleQueue[str]") -> None:
 
 
 class _Filtered:
-    """A text stream that shows no secret and no colours. Whole lines, so that no token falls in two."""
+    """A text stream without secrets and colours. It writes whole lines, so that no token is cut in two unseen."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -79,7 +80,7 @@ class _Client:
         self._services = anyscale.Anyscale(auth_token=Secret(token).reveal(), _host=host).service
         self._where = {"cloud": cloud, "project": project}
 
-    def deploy(self, config: dict[str, Any]) -> str:
+    def deploy(self, config: Mapping[str, Any]) -> str:
         return str(self._services.deploy(self._config_type(**config)))
 
     def terminate(self, service_id: str) -> str:
@@ -98,7 +99,7 @@ class _Client:
         build = sdk.client.get_cluster_env_build(service.primary_version.build_id)
         return {"image_uri": build.docker_image_name, "image_digest": build.digest or f"unknown: build {build.id}"}
 
-    def status(self, name: str) -> dict[str, Any] | None:
+    def status(self, name: str) -> Mapping[str, object] | None:
         try:
             status = self._services.status(name, **self._where)
         except RuntimeError as error:
@@ -115,13 +116,13 @@ class _Client:
             "token": status.query_auth_token,
             "primary": primary and primary.name,
             "canary": canary and canary.name,
-            "versions": {each.name: each.state.value for each in (primary, canary) if each},
+            "versions": {version.name: version.state.value for version in (primary, canary) if version},
             "messages": _messages(status.service_status_checklist),
         }
 
 
 def _messages(checklist: Any) -> list[str]:
-    """What the control plane says about single steps."""
+    """ "<step>: <message>" for each step of the rollout that the control plane has a message on."""
     if checklist is None:
         return []
     items = [*checklist.shared, *(item for version in checklist.per_version for item in version.items)]
@@ -136,7 +137,7 @@ def _error_text(error: Exception) -> str:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Worth another try: the server's trouble or the network's. A refusal (ValueError) never is."""
+    """Whether a later call may succeed: the server or the network failed. A refusal (ValueError) is final."""
     import requests
     import urllib3
     from anyscale.errors import InfraError

@@ -1,4 +1,4 @@
-"""What every cluster is asked for: to bring a service up, and what that service is asked before and after load."""
+"""The interface of a cluster (`Cluster`) and of a service that it brings up (`Running`), and what both use."""
 
 import dataclasses
 import re
@@ -17,7 +17,38 @@ from orchestrator.sections import ServiceConfig
 from orchestrator.waiting import poll
 
 ENGINE_KIND = "VllmEngine"  # the process beside a replica or server that runs the model
+REPLICA_KIND = "ServeReplica"
 _HEALTHY_TIMEOUT_S = 60.0  # a replica that restarts has this long before the next trial fails
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorState:
+    """A live process of a service: an actor of Ray Serve, a vLLM server, or an engine."""
+
+    id: str  # of the actor, or of the process where there is none
+    name: str
+    kind: str  # class of the actor
+    pid: int
+    log: str | None = None  # where it writes, if that is known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What of a service is alive at one moment."""
+
+    actors: Sequence[ActorState] | None  # None: nobody answered who could tell
+    listener: Mapping[str, object] | None  # port, pid and process; {}: not ours to see; None: nobody listens
+    unhealthy: Sequence[str]  # a sentence for each part that is not healthy
+
+    @staticmethod
+    def parse(told: Mapping[str, Any]) -> "Snapshot":
+        """From JSON with the fields as keys; other keys of `told` are ignored."""
+        actors = told["actors"]
+        return Snapshot(
+            actors=None if actors is None else [ActorState(**actor) for actor in actors],
+            listener=told["listener"],
+            unhealthy=told["unhealthy"],
+        )
 
 
 class Running(Protocol):
@@ -26,7 +57,7 @@ class Running(Protocol):
     marker: str | None  # what its processes on this machine carry as `process.MARKER`; None: they cannot be told
     urls: list[str]  # more than one: independent servers, with nothing before them
     token: Secret | None  # what its addresses want as bearer
-    effective: dict[str, Any]  # what it says about itself, once it is ready
+    effective: Mapping[str, Any]  # what it says about itself once it is ready, in the form of `records.Effective`
 
     def start(self) -> None: ...  # ask for it; before, nothing of it is there
 
@@ -36,7 +67,7 @@ class Running(Protocol):
 
     def stop(self) -> str | None: ...  # end all of it, and wait; what is left. A second call only repeats that
 
-    def snapshot(self) -> dict[str, Any] | None: ...  # None: nobody can look inside
+    def snapshot(self) -> Snapshot | None: ...  # None: nobody can look inside
 
     def round_trip_ms(self) -> float | None: ...  # of a request that does nothing; None on this machine
 
@@ -85,14 +116,14 @@ class Cluster(ABC):
         It writes `service.yaml` and its logs into `log_dir`, and tells `on_status` what it is doing.
         """
 
-    def identity(self) -> dict[str, Any]:
-        """What of this cluster makes two services the same one: its kind, what it hands out, and its own keys."""
-        shared = {each.name for each in dataclasses.fields(Cluster)} - {"num_cpus", "num_gpus"}
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in shared}
-        return {"kind": target_of(self)} | values
+    def identity(self) -> Mapping[str, object]:
+        """The part of a service's identity that is this cluster's: its kind, CPUs and GPUs, and its own keys."""
+        shared = {key.name for key in dataclasses.fields(Cluster)} - {"num_cpus", "num_gpus"}
+        own = [key.name for key in dataclasses.fields(self) if key.name not in shared]
+        return {"kind": target_of(self)} | {name: getattr(self, name) for name in own}
 
     def bring_up_s(self, config: ServiceConfig) -> float:
-        """Estimate in seconds, of one service: seen on 2 slow cores."""
+        """Estimate of the time from start to ready of one service, in seconds, as seen on 2 slow cores."""
         return 60.0 if config.model else 20.0
 
     def machines(self) -> list[tuple[str, int]]:
@@ -104,7 +135,7 @@ class Cluster(ABC):
         return None
 
     def unpriced(self) -> list[str]:
-        """Machines that are rented and have no declared price."""
+        """Types of rented machines without a declared price."""
         return []
 
     def cost_limit_usd(self) -> float | None:
@@ -114,7 +145,7 @@ class Cluster(ABC):
 
 @dataclass(kw_only=True)
 class SharedCluster(Cluster):
-    """One where services of other runs stand beside ours, and outlive the orchestrator that began them."""
+    """A cluster on which services of several runs stand, and go on when the orchestrator that began them dies."""
 
     service_prefix: str = "so"  # services are called <prefix>-<run>-<number>
 
@@ -124,49 +155,49 @@ class SharedCluster(Cluster):
 
     @abstractmethod
     def end(self, config: ServiceConfig, name: "ServiceName", log_dir: Path) -> str | None:
-        """End a service that its run left behind; what is still there in the end."""
+        """End a service that a run left behind; returns a sentence on what could not be ended, else None."""
 
 
-def healthy_snapshot(running: Running) -> dict[str, Any] | None:
-    """What runs now, once nothing of it is unhealthy; None where nobody can look inside. Raises TrialError."""
+def healthy_snapshot(running: Running) -> Snapshot | None:
+    """Wait until the service is healthy; returns its snapshot, None where nobody can look inside. Raises TrialError."""
     found = ""
     for _ in poll(0.5, timeout_s=_HEALTHY_TIMEOUT_S):
         snapshot = running.snapshot()
         if snapshot is None:
             return None
-        if not snapshot["unhealthy"] and snapshot["listener"] is not None:
+        if not snapshot.unhealthy and snapshot.listener is not None:
             return snapshot
-        found = "; ".join(snapshot["unhealthy"]) or "nothing listens on the HTTP port"
+        found = "; ".join(snapshot.unhealthy) or "nothing listens on the HTTP port"
     raise TrialError(f"service not healthy within {_HEALTHY_TIMEOUT_S:g} s before the trial: {found}")
 
 
-def check_engines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Without its engine a server only answers with errors: there is nothing to measure. Raises TrialError."""
-    if before["actors"] is None or after["actors"] is None:
+def check_engines(before: Snapshot, after: Snapshot) -> None:
+    """Raise TrialError when an engine died between two snapshots: its server then only answers with errors."""
+    if before.actors is None or after.actors is None:
         return
-    alive = {actor["id"] for actor in after["actors"]}
-    gone = [each for each in before["actors"] if each["kind"] == ENGINE_KIND and each["id"] not in alive]
+    alive = {actor.id for actor in after.actors}
+    gone = [actor for actor in before.actors if actor.kind == ENGINE_KIND and actor.id not in alive]
     if gone:
-        names = ", ".join(f"{each['name']} (pid {each['pid']})" for each in gone)
-        raise TrialError(f"the engine {names} died under load; its log: {gone[0].get('log')}")
+        names = ", ".join(f"{engine.name} (pid {engine.pid})" for engine in gone)
+        raise TrialError(f"the engine {names} died under load; its log: {gone[0].log}")
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> ServerFacts:
+def changes(before: Snapshot, after: Snapshot) -> ServerFacts:
     """Actors that were there before the load and are not after it, and what Serve calls unhealthy now.
 
     Ray restarts an actor under its old id, so the same one is the same id in the same process.
     """
-    if before["actors"] is None or after["actors"] is None:  # nobody answered who could tell
+    if before.actors is None or after.actors is None:
         return ServerFacts()
-    alive = {(actor["id"], actor["pid"]) for actor in after["actors"]}
-    gone = [actor for actor in before["actors"] if (actor["id"], actor["pid"]) not in alive]
-    failed = [actor["name"] for actor in gone if actor["kind"] != "ServeReplica"] + after["unhealthy"]
-    if after["listener"] is None:
+    alive = {(actor.id, actor.pid) for actor in after.actors}
+    gone = [actor for actor in before.actors if (actor.id, actor.pid) not in alive]
+    failed = [*(actor.name for actor in gone if actor.kind != REPLICA_KIND), *after.unhealthy]
+    if after.listener is None:
         failed.append("HTTP listener")
     return ServerFacts(
-        restarted=[actor["name"] for actor in gone if actor["kind"] == "ServeReplica"],
+        restarted=[actor.name for actor in gone if actor.kind == REPLICA_KIND],
         failed=failed,
-        actors=[actor["name"] for actor in after["actors"]],
+        actors=[actor.name for actor in after.actors],
     )
 
 
@@ -176,7 +207,7 @@ _MAX_NAME_LENGTH = 50
 
 @dataclass(frozen=True)
 class ServiceName:
-    """Which service it is: unique where names are shared, as long as the run id is among runs with this prefix."""
+    """Identifies a service among all on a shared cluster, as far as run ids are unique among runs with this prefix."""
 
     prefix: str
     run_id: str
@@ -186,7 +217,7 @@ class ServiceName:
 
     @property
     def service(self) -> str:
-        """`<prefix>-<run id>-<index>` in characters that all take; what had to be changed or cut leaves its digest."""
+        """`<prefix>-<run id>-<index>`, in characters that every cluster takes; with a digest if changed or cut."""
         # Looking a service up by name finds substrings, fifty at most: with a fixed width no name is part of another.
         ending = f"{_plain(self.run_id)}-{self.index:04d}"
         whole = f"{self.prefix}-{self.run_id}-{self.index:04d}"

@@ -1,6 +1,6 @@
 """An address that answers already, Ray or not: nothing is deployed, and what runs behind it cannot be proved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ _GONE_AFTER_S = 5.0
 
 @dataclass(kw_only=True)
 class Endpoint(Cluster):
-    """Only looks whether somebody answers."""
+    """Deploys nothing: load goes to `url`."""
 
     url: str | None  # http://...: the requests' paths come below it
     token_env: str | None = None  # the environment variable that holds a bearer token; never the token itself
@@ -30,7 +30,7 @@ class Endpoint(Cluster):
         return values
 
     def check(self, config: ServiceConfig) -> None:
-        """Raises ConfigError."""
+        """Refuse an address that is none, and flags, which could not reach what answers. Raises ConfigError."""
         check_address("cluster.url", self.url)
         if config.profile.env or config.profile.app:
             raise ConfigError(
@@ -45,13 +45,13 @@ class Endpoint(Cluster):
             token_of(self.token_env)
 
     def rendered(self, config: ServiceConfig, name: ServiceName) -> str:
-        """For a dry run."""
+        """`service.yaml`: the address."""
         return f"# Nothing is deployed: load goes to\nurl: {self.url}\n"
 
     def service(
         self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> "EndpointService":
-        """What answers there."""
+        """A handle of the address, which `start` and `stop` leave as it is."""
         (log_dir / "service.yaml").write_text(self.rendered(config, name))
         return EndpointService(self, config, on_status)
 
@@ -65,7 +65,8 @@ class EndpointService:
         self.marker: str | None = None
         self.urls, self.token = [self._address.url], self._address.token
         self._cluster, self._config, self._on_status = cluster, config, on_status
-        self.effective = {"warnings": ["nothing was deployed, so which flags and versions answer here is not known"]}
+        warning = "nothing was deployed, so which flags and versions answer here is not known"
+        self.effective: Mapping[str, Any] = {"warnings": [warning]}
 
     def start(self) -> None:
         """There is nothing to start."""
@@ -82,7 +83,7 @@ class EndpointService:
         """There is nothing to stop, and so nothing is left."""
 
     def snapshot(self) -> None:
-        """Nobody can look inside. Raises ServiceError when nobody listens there any more."""
+        """None: nobody can look inside. Raises ServiceError when nothing listens at the address any more."""
         for _ in poll(0.5, timeout_s=_GONE_AFTER_S):
             try:
                 self._address.connect().close()
@@ -94,5 +95,5 @@ class EndpointService:
         raise ServiceError(f"nobody listens at {self._address.url} any more")
 
     def round_trip_ms(self) -> float | None:
-        """Of opening a connection: which request would do nothing here is not known."""
+        """Median time, ms, to open a connection: no request is known that does nothing here."""
         return self._address.connect_ms()

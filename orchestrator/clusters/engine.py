@@ -30,9 +30,9 @@ _VLLM_CHOOSES = (None, "auto", -1)
 _DTYPE_ALIASES = {"half": "float16", "float": "float32"}
 
 
-def engine_settings(vllm_config: Mapping[str, Any]) -> dict[str, Any]:
+def engine_settings(vllm_config: Mapping[str, Any]) -> Mapping[str, object]:
     """The settings that decide what an engine does, by name; what this vLLM does not tell is left out."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for section, keys in _PLACES.items():
         settings = vllm_config.get(section, {})
         for key in keys:
@@ -44,7 +44,7 @@ def engine_settings(vllm_config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def declared_differences(declared: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def declared_differences(declared: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
     """Declared engine arguments that did not arrive: "max_num_seqs is 64, declared 256".
 
     Arguments that `engine_settings` does not report, and those that leave the choice to vLLM, are not checked.
@@ -56,7 +56,7 @@ def declared_differences(declared: Mapping[str, Any], found: Mapping[str, Any]) 
     ]
 
 
-def _comparable(name: str, value: Any) -> Any:
+def _comparable(name: str, value: object) -> object:
     if name == "model" and isinstance(value, str) and value.startswith(("/", ".", "~")):
         return Path(value).name  # where a machine keeps it makes no difference
     if name == "dtype" and isinstance(value, str):
@@ -72,18 +72,19 @@ def _same(wanted: Any, found: Any) -> bool:
         return bool(wanted == found)
 
 
-def arrived(told: dict[str, Any], declared: Mapping[str, Any] | None) -> dict[str, Any]:
+def arrived(told: Mapping[str, Any], declared: Mapping[str, object] | None) -> Mapping[str, Any]:
     """What `workloads.probe.readback` summarised, with the one engine that all replicas run (None: no model).
 
     Raises ValueError when a variable or an engine argument did not arrive everywhere.
     """
-    if missing := told.pop("missing"):
+    if missing := told["missing"]:
         raise ValueError("declared environment did not reach every Serve actor:\n" + "\n".join(missing))
-    engines = [engine_settings(each) for each in told.pop("engines")]
+    engines = [engine_settings(vllm_config) for vllm_config in told["engines"]]
+    effective = {key: value for key, value in told.items() if key not in ("missing", "engines")}
     if declared is None:
-        return told | {"engine": None}
-    if not engines or any(each != engines[0] for each in engines):
+        return effective | {"engine": None}
+    if not engines or any(engine != engines[0] for engine in engines):
         raise ValueError(f"the replicas do not tell one and the same engine: {engines}")
     if wrong := declared_differences(declared, engines[0]):
         raise ValueError("declared engine arguments did not reach the engine: " + "; ".join(wrong))
-    return told | {"engine": engines[0]}
+    return effective | {"engine": engines[0]}

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from orchestrator.application import check_deployed, render_application
-from orchestrator.clusters.base import ServiceName, SharedCluster
+from orchestrator.clusters.base import ServiceName, SharedCluster, Snapshot
 from orchestrator.clusters.remote import (
     Address,
     Probe,
@@ -50,20 +50,19 @@ _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 @dataclass(kw_only=True)
 class Existing(SharedCluster):
-    """Puts applications of ours on a cluster that is not."""
+    """Adds applications to a Ray cluster that somebody else runs."""
 
     dashboard_url: str | None  # of the head node
     token_env: str | None = None  # the environment variable that holds the dashboard's token; never the token itself
     url: str | None = None  # where load goes; null = Serve's HTTP port on the dashboard's machine
 
-    def identity(self) -> dict[str, Any]:
-        """Not how it is asked: what may be called otherwise tomorrow."""
-        names = super().identity()
-        del names["token_env"], names["service_prefix"]
-        return names
+    def identity(self) -> Mapping[str, object]:
+        """Without the names of the token's variable and of the services, which change nothing in a service."""
+        left_out = ("token_env", "service_prefix")
+        return {key: value for key, value in super().identity().items() if key not in left_out}
 
     def check(self, config: ServiceConfig) -> None:
-        """Everything that can be known without asking the cluster. Raises ConfigError."""
+        """Refuse what can be seen to be wrong without asking the cluster. Raises ConfigError."""
         check_address("cluster.dashboard_url", self.dashboard_url)
         if self.url is not None:
             check_address("cluster.url", self.url)
@@ -73,7 +72,7 @@ class Existing(SharedCluster):
             token_of(self.token_env)
 
     def check_live(self, config: ServiceConfig) -> None:
-        """See that the flags of the profile hold there. Raises ConfigError."""
+        """Refuse a profile whose flags the live cluster does not have. Raises ConfigError."""
         try:
             told = _look(_dashboard(self), self.url, self.startup_timeout_s)
         except ServiceError as error:
@@ -103,17 +102,17 @@ class Existing(SharedCluster):
     def left_over(self, config: ServiceConfig, names: Sequence[ServiceName]) -> dict[ServiceName, str]:
         """Those of these services that a run left behind, with their state. Raises ServiceError."""
         found = _dashboard(self).applications()
-        states = {name: [found[each]["status"] for each in _names(name) if each in found] for name in names}
-        return {name: each[0] for name, each in states.items() if each}
+        there = {name: [ours for ours in _names(name) if ours in found] for name in names}
+        return {name: found[applications[0]]["status"] for name, applications in there.items() if applications}
 
     def end(self, config: ServiceConfig, name: ServiceName, log_dir: Path) -> str | None:
-        """Remove what a run left behind; what is still there in the end."""
+        """Remove what a run left behind; returns a sentence on what could not be removed, else None."""
         return _dashboard(self).remove_all(_names(name))
 
     def service(
         self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> "ExistingService":
-        """One service, of which nothing is there before its `start`."""
+        """A handle of one service, which `start` deploys."""
         return ExistingService(self, config, name, log_dir, on_status)
 
 
@@ -132,10 +131,10 @@ class ExistingService:
         self.token: Secret | None = None
         self.marker: str | None = None
         self.urls: list[str] = []
-        self.effective: dict[str, Any] = {}
+        self.effective: Mapping[str, Any] = {}
         self._config, self._name, self._log_dir, self._on_status = config, name, log_dir, on_status
         self._dashboard = _dashboard(cluster)
-        self._applications: list[dict[str, Any]] = []
+        self._applications: Sequence[Mapping[str, Any]] = []
         self._may_be_there = False
         self._left: str | None = None
         self._serve = Address("")
@@ -170,19 +169,19 @@ class ExistingService:
                 self._dashboard.remove(_names(self._name))
 
     def stop(self) -> str | None:
-        """Remove the applications and wait until they are gone; what is left. A second call only repeats that."""
+        """Remove the applications and wait until they are gone; returns what is left. A second call repeats that."""
         if self._may_be_there:
             with uninterrupted():
                 self._left = self._dashboard.remove_all(_names(self._name))
                 self._may_be_there = False
         return self._left
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Snapshot:
         """Serve actors alive now and what Serve calls unhealthy."""
         return self._probe().snapshot()
 
     def round_trip_ms(self) -> float | None:
-        """Of a request that does nothing, where Serve listens."""
+        """Median round trip, ms, of a request to Serve's health route; None without an answer."""
         return self._serve.round_trip_ms()
 
     def _probe(self) -> Probe:
@@ -195,44 +194,45 @@ class _Dashboard:
 
     address: Address
 
-    def details(self) -> dict[str, Any]:
-        """All of what runs there. Raises ServiceError."""
+    def details(self) -> Mapping[str, Any]:
+        """Serve's answer on everything that runs there. Raises ServiceError."""
         text = self.request(_APPLICATIONS)
         try:
-            found: dict[str, Any] = json.loads(text)
+            found: Mapping[str, Any] = json.loads(text)
             assert "applications" in found
         except (ValueError, AssertionError):
             raise ServiceError(f"{self.address.url}{_APPLICATIONS} is not Serve's API: {text[:200]!r}") from None
         return found
 
-    def applications(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.details()["applications"]
+    def applications(self) -> Mapping[str, Any]:
+        """Name to what Serve tells of it. Raises ServiceError."""
+        found: Mapping[str, Any] = self.details()["applications"]
         return found
 
     def check_room(self, names: Sequence[str]) -> None:
-        """Applications of these names can be added, and nobody's else is harmed. Raises ServiceError."""
+        """Raise ServiceError where a name is taken, or adding would disturb applications of others."""
         details = self.details()
         if not details.get("http_options"):
             raise ServiceError("Serve does not run there, and would stay if we started it: run `serve start` there")
         if details.get("target_capacity") is not None:
             raise ServiceError("a rollout is under way there (target_capacity); try again when it is over")
-        for name, each in details["applications"].items():
+        for name, application in details["applications"].items():
             if name in names:
                 raise ServiceError(f"the application {name} is there already: it is not ours, and is left alone")
-            if each["source"] == "declarative" and each["status"] == "DEPLOYING":
+            if application["source"] == "declarative" and application["status"] == "DEPLOYING":
                 raise ServiceError(f"the application {name} is DEPLOYING, and would begin anew; try again when it runs")
 
     def add(self, applications: Sequence[Mapping[str, Any]]) -> None:
-        """To those that are declared there. Raises ServiceError."""
+        """Add applications to those that are declared there. Raises ServiceError."""
         self._apply(lambda others: [*others, *applications])
 
     def remove(self, names: Sequence[str]) -> None:
-        """Take them out of what is declared there; what is not there needs nothing. Raises ServiceError."""
+        """Take applications out of those that are declared there, if any of them is. Raises ServiceError."""
         if any(name in self.applications() for name in names):
-            self._apply(lambda others: [each for each in others if each["name"] not in names])
+            self._apply(lambda others: [other for other in others if other["name"] not in names])
 
     def remove_all(self, names: Sequence[str]) -> str | None:
-        """Remove them and wait until they are gone; what is left, if they cannot be removed."""
+        """Remove applications and wait until they are gone; returns a sentence on what is left, else None."""
         trouble = "still there"
         for _ in poll(_POLL_S, timeout_s=_DELETE_TIMEOUT_S):
             try:
@@ -275,12 +275,13 @@ class _Dashboard:
             url = f"http://{re.sub(r':[0-9]+$', '', host)}:{self.details()['http_options']['port']}"
         return Address(url.rstrip("/"))
 
-    def _apply(self, change: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
+    def _apply(self, change: Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any]]]) -> None:
+        """Declare there what `change` makes of what is declared. Raises ServiceError."""
         details = self.details()
         declared = []
-        for name, each in details["applications"].items():
-            if each["source"] == "declarative" and each["status"] != "DELETING":
-                config = each["deployed_app_config"]
+        for name, application in details["applications"].items():
+            if application["source"] == "declarative" and application["status"] != "DELETING":
+                config = application["deployed_app_config"]
                 if not config or "<redacted>" in json.dumps(config):
                     raise ServiceError(f"the dashboard does not tell {name}'s config, which we would have to repeat")
                 declared.append(config)
@@ -288,7 +289,7 @@ class _Dashboard:
         self.request(_APPLICATIONS, "PUT", json.dumps(body | {"applications": change(declared)}).encode())
 
     def request(self, path: str, method: str = "GET", body: bytes | None = None) -> bytes:
-        """Raises ServiceError."""
+        """The body of a 200. Raises ServiceError with what was answered instead."""
         try:
             return self.address.request(path, method, body)
         except (OSError, http.client.HTTPException) as error:
@@ -304,9 +305,9 @@ def _dashboard(cluster: Existing) -> _Dashboard:
 
 
 @functools.cache  # once for all arms of a run
-def _look(dashboard: _Dashboard, url: str | None, timeout_s: float) -> dict[str, Any]:
+def _look(dashboard: _Dashboard, url: str | None, timeout_s: float) -> Mapping[str, Any]:
     """What controller, proxies and one replica run with, told by a probe that is put there for this alone."""
-    dashboard.details()  # whoever is no dashboard gets no upload
+    dashboard.details()  # before anything is uploaded: that this is a dashboard of Serve
     name = f"so-look-{secrets.token_hex(4)}"
     runtime_env = {"working_dir": _upload(dashboard)}
     probe = Probe.rendered(name, f"/{name}", {"name": name}, {}, {}) | {"runtime_env": runtime_env}
@@ -326,8 +327,8 @@ def _look(dashboard: _Dashboard, url: str | None, timeout_s: float) -> dict[str,
 
 def render_applications(
     cluster: Existing, config: ServiceConfig, name: ServiceName, working_dir: str
-) -> list[dict[str, Any]]:
-    """Ours and the probe beside it, each below a route of its own."""
+) -> Sequence[Mapping[str, Any]]:
+    """Config of the workload's application and of the probe, each below a route of its own."""
     runtime_env, (ours_name, probe_name) = {"working_dir": working_dir}, _names(name)
     ours = render_application(config) | {"name": ours_name, "route_prefix": f"/{ours_name}"}
     probe = Probe.rendered(probe_name, f"/{probe_name}", ours, config.profile.env, cluster.service_env(config))
@@ -353,7 +354,7 @@ class _NoAliases(yaml.SafeDumper):
 def _messages(application: Mapping[str, Any]) -> str:
     """Serve's own words on an application that failed."""
     deployments = application.get("deployments", {})
-    told = [application["message"], *(f"{name}: {each['message']}" for name, each in deployments.items())]
+    told = [application["message"], *(f"{name}: {state['message']}" for name, state in deployments.items())]
     return "\n".join(text for text in told if text.rpartition(": ")[2])
 
 

@@ -29,8 +29,8 @@ from orchestrator.application import (
     gpus_of_server,
     render_application,
 )
-from orchestrator.child import Child
-from orchestrator.clusters.base import Cluster, ServiceName
+from orchestrator.child import Child, Message
+from orchestrator.clusters.base import Cluster, ServiceName, Snapshot
 from orchestrator.clusters.flags import OURS
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.kinds import Port
@@ -59,7 +59,7 @@ class LocalService:
         self.urls: list[str] = []
         self.token: Secret | None = None
         self.marker: str | None = None
-        self.effective: dict[str, Any] = {}
+        self.effective: Mapping[str, Any] = {}
         self._cluster = cluster
         self._config, self._log_dir, self._on_status = config, log_dir, on_status
         self._claim: _Claim | None = None
@@ -87,12 +87,12 @@ class LocalService:
         self._driver.start()
 
     def wait_ready(self) -> None:
-        """Raises ServiceError with the replica's own words and the log's path when it cannot be brought up."""
+        """Wait until the service answers. Raises ServiceError with the replica's own message and the log's path."""
         assert self._claim is not None
         assert self._driver is not None
         effective = self._driver.wait_ready(self._cluster.startup_timeout_s, self._on_status)
         isolation_env = sorted({*OURS - {"RAY_AUTH_TOKEN"}, *_isolation(self._claim)})
-        self.effective = effective | {"isolation_env": isolation_env}
+        self.effective = {**effective, "isolation_env": isolation_env}
 
     def begin_stop(self) -> None:
         """Ask for the end without waiting for it."""
@@ -116,7 +116,7 @@ class LocalService:
                 self._claim = None
         return self._left
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Snapshot:
         """Serve actors alive now, the HTTP listener, and what Serve calls unhealthy.
 
         Raises ServiceError when the service is gone.
@@ -125,17 +125,17 @@ class LocalService:
         return self._driver.snapshot(_SNAPSHOT_TIMEOUT_S)
 
     def round_trip_ms(self) -> None:
-        """None: it is on this machine."""
+        """None: the service is on this machine, so there is no distance to measure."""
 
 
 @dataclass(kw_only=True)
 class Local(Cluster):
-    """Brings services up on this machine."""
+    """Runs services on this machine."""
 
     http_port: Port | None = None  # null = a free one
 
     def check(self, config: ServiceConfig) -> None:
-        """Everything that can be known without starting Ray. Raises ConfigError."""
+        """Refuse what can be seen to be wrong without starting Ray. Raises ConfigError."""
         check_deployed(config, self)
         port = self.http_port
         if port is not None and self.max_live_services > 1:
@@ -162,7 +162,7 @@ class Local(Cluster):
     def service(
         self, config: ServiceConfig, name: ServiceName, log_dir: Path, on_status: Callable[[str], None]
     ) -> LocalService:
-        """One service, of which nothing is there before its `start`."""
+        """A handle of one service, which `start` brings up."""
         return LocalService(self, config, log_dir, on_status)
 
 
@@ -204,16 +204,16 @@ class _Claim:
 class _Driver:
     """The child process that is the service: `local_driver` (Ray Serve) or `vllm_driver`."""
 
-    def __init__(self, module: str, spec: Mapping[str, Any], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, module: str, spec: Mapping[str, object], env: Mapping[str, str], log: Path) -> None:
         self.child = Child(module, env, log, "the service's driver", ServiceError)
         self._spec = spec
 
     def start(self) -> None:
-        """Raises ServiceError when it ends at once."""
+        """Start the process and send it the spec. Raises ServiceError when it ends at once."""
         self.child.start()
         self.child.send(self._spec)
 
-    def wait_ready(self, timeout_s: float, on_status: Callable[[str], None]) -> dict[str, Any]:
+    def wait_ready(self, timeout_s: float, on_status: Callable[[str], None]) -> Mapping[str, Any]:
         """What the service really runs with. Raises ServiceError when it cannot be brought up."""
         deadline_s = time.monotonic() + timeout_s
         text = "starting"
@@ -230,8 +230,8 @@ class _Driver:
             text = message["text"]
             on_status(text)
 
-    def snapshot(self, timeout_s: float) -> dict[str, Any]:
-        """Raises ServiceError when it fails or does not answer in time, which ends it."""
+    def snapshot(self, timeout_s: float) -> Snapshot:
+        """What is alive. Raises ServiceError when the process fails or is late to answer; it is then killed."""
         try:
             answer = self._checked(self.child.ask({"call": "snapshot"}, timeout_s, "snapshot"))
         except ServiceError:
@@ -239,13 +239,13 @@ class _Driver:
             raise
         if answer is None:
             raise ServiceError(f"no answer to 'snapshot' within {timeout_s:g} s\nLog: {self.child.log}")
-        return answer
+        return Snapshot.parse(answer)
 
     def stop(self) -> None:
         """Close its standard input, on which it ends itself and its tree; the caller sweeps up what is left."""
         self.child.close(grace_s=30)
 
-    def _checked(self, message: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _checked(self, message: Message | None) -> Message | None:
         if message is not None and message["event"] == "failed":
             raise ServiceError(f"{message['error']}\nLog: {self.child.log.parent}")
         return message
@@ -253,8 +253,8 @@ class _Driver:
 
 def _driver_spec(
     cluster: Local, config: ServiceConfig, claim: _Claim, ports: list[int], log_dir: Path
-) -> tuple[str, dict[str, Any]]:
-    """The module that runs the service, and what it is told."""
+) -> tuple[str, Mapping[str, object]]:
+    """The module that runs the service, and the spec that it is sent."""
     spec = {
         "directory": str(claim.directory),
         "declared_env": config.profile.env,
@@ -276,7 +276,7 @@ def _driver_spec(
     }
 
 
-def render_service(config: ServiceConfig, http_port: int | None) -> dict[str, Any]:
+def render_service(config: ServiceConfig, http_port: int | None) -> dict[str, object]:
     """The Serve deploy config of one arm, or what vLLM's servers are given. `http_port` None: not chosen yet."""
     if config.workload.server is not None:
         return {"num_servers": config.workload.num_replicas, **config.workload.server}
@@ -312,7 +312,7 @@ def _service_environment(cluster: Local, config: ServiceConfig, claim: _Claim) -
 
 
 def _isolation(claim: _Claim) -> dict[str, str]:
-    """HAProxy mode listens on more ports than the HTTP one, and keeps its sockets under a shared path."""
+    """Variables that give HAProxy mode ports and socket paths of this service alone."""
     haproxy, base_port = claim.directory / "haproxy", claim.base_port
     settings = {
         "RAY_SERVE_HAPROXY_STATS_PORT": base_port + 1,
@@ -343,7 +343,7 @@ def _is_free(port: int) -> bool:
 
 
 def _copy_logs(directory: Path, log_dir: Path) -> None:
-    """Serve's and the workers' logs, the last MiB of each; Ray's own directory is about to go."""
+    """Copy the last MiB of each log of Serve and of the workers, before Ray's directory is removed."""
     for folder in directory.glob("session_2*/logs"):
         for path in [*folder.glob("serve/*.log"), *folder.glob("worker-*.err"), *folder.glob("raylet.*")]:
             if path.stat().st_size:

@@ -8,6 +8,7 @@ import platform
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import psutil
@@ -18,6 +19,7 @@ from ray.serve.schema import ApplicationStatus, DeploymentStatus, ServeDeploySch
 
 from orchestrator import provenance
 from orchestrator.child import be_service
+from orchestrator.clusters.base import ENGINE_KIND, REPLICA_KIND, ActorState, Snapshot
 from orchestrator.clusters.engine import arrived
 from orchestrator.process import listener, process_id
 from orchestrator.waiting import poll
@@ -28,7 +30,7 @@ def main() -> NoReturn:
     be_service(_bring_up, _snapshot)
 
 
-def _bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> dict[str, Any]:
+def _bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> Mapping[str, object]:
     on_status("starting Ray")
     ray.init(
         address="local",  # never a cluster that happens to run here
@@ -50,7 +52,7 @@ def _bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> dict
 
 
 def _wait_running(name: str, on_status: Callable[[str], None]) -> None:
-    """The orchestrator's start-up time-out bounds the wait. Raises RuntimeError when Serve gives up."""
+    """Until Serve calls the application RUNNING. Raises RuntimeError when it failed. The orchestrator ends the wait."""
     for _ in poll(0.5):
         application = serve.status().applications.get(name)
         if application is not None and application.status in (
@@ -96,12 +98,12 @@ def _wait_for_reply(url: str, on_status: Callable[[str], None]) -> None:
             on_status(f"waiting for the first reply: {error}")
 
 
-def _snapshot(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _snapshot(spec: Mapping[str, Any]) -> Mapping[str, object]:
     """Which Serve actors live now, who listens, and whether Serve itself calls the application healthy."""
     name = _application(spec)
-    actors = readback.actors(name)
-    actors += [engine for actor in actors if actor["kind"] == "ServeReplica" for engine in _engines(actor, spec)]
-    return {"actors": actors, "listener": listener(spec["http_port"]), "unhealthy": readback.unhealthy(name)}
+    actors = [ActorState(**actor) for actor in readback.actors(name)]
+    actors += [engine for actor in actors if actor.kind == REPLICA_KIND for engine in _engines(actor, spec)]
+    return asdict(Snapshot(actors=actors, listener=listener(spec["http_port"]), unhealthy=readback.unhealthy(name)))
 
 
 def _application(spec: Mapping[str, Any]) -> str:
@@ -110,28 +112,28 @@ def _application(spec: Mapping[str, Any]) -> str:
     return name
 
 
-def _engines(replica: Mapping[str, Any], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _engines(replica: ActorState, spec: Mapping[str, Any]) -> list[ActorState]:
     """The processes in which vLLM runs the model of a replica, as if they were actors of their own."""
     if spec.get("engine") is None:
         return []
     try:
-        children = psutil.Process(replica["pid"]).children(recursive=True)
-        engines = [each for each in children if each.name().startswith("VLLM::Eng")]  # Linux keeps 15 characters
+        children = psutil.Process(replica.pid).children(recursive=True)
+        engines = [child for child in children if child.name().startswith("VLLM::Eng")]  # Linux keeps 15 characters
         return [
-            {
-                "id": process_id(each),
-                "name": f"{replica['name']}-engine",
-                "kind": "VllmEngine",
-                "pid": each.pid,
-                "log": f"{spec['log_dir']} (worker-*-{replica['pid']}.err.log, replica_*.log)",
-            }
-            for each in engines
+            ActorState(
+                id=process_id(engine),
+                name=f"{replica.name}-engine",
+                kind=ENGINE_KIND,
+                pid=engine.pid,
+                log=f"{spec['log_dir']} (worker-*-{replica.pid}.err.log, replica_*.log)",
+            )
+            for engine in engines
         ]
     except (psutil.NoSuchProcess, OSError):
         return []
 
 
-def _effective(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _effective(spec: Mapping[str, Any]) -> Mapping[str, object]:
     """What the live service really runs with. Raises RuntimeError when something declared did not arrive."""
     declared: dict[str, str] = spec["declared_env"]
     actors = readback.actors(_application(spec))

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from orchestrator import provenance
 from orchestrator.application import engine_arguments
+from orchestrator.clusters.base import Snapshot
 from orchestrator.clusters.engine import arrived
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.secrets import Secret, redact
@@ -109,12 +110,12 @@ class Address:
 
 
 def _shown(body: str) -> str:
-    """A page for a browser tells nothing on a terminal."""
+    """The text, or a placeholder where it is a page of HTML."""
     return "(a page of HTML)" if body.lstrip()[:5].lower() in ("<!doc", "<html") else body
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the token along, and the load with it."""
+    """Refuses redirects, which would send the token to another address."""
 
     def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
         return None
@@ -128,11 +129,11 @@ class Timeout:
         self._deadline_s = time.monotonic() + timeout_s
 
     def poll(self, interval_s: float) -> Iterator[None]:
-        """Turns until it is over; it goes on over several such loops."""
+        """Loop turns until the time is over, which counts from the object's creation over all such loops."""
         return poll(interval_s, self._deadline_s - time.monotonic())
 
     def over(self, text: str) -> ServiceError:
-        """What to raise then; `text` is what was seen last."""
+        """The error to raise when the time is over; `text` is what was seen last."""
         return ServiceError(f"not ready after {self._timeout_s:g} s (cluster.startup_timeout_s): {text}")
 
 
@@ -146,12 +147,12 @@ class Probe:
     @staticmethod
     def rendered(
         name: str, route: str, of: Mapping[str, Any], declared: Mapping[str, str], environment: Mapping[str, str]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Its Serve application config: what it is asked is bound to it, so that nobody else can ask for more."""
         args = {"application": of["name"], "declared": dict(declared), "environment": dict(environment)}
         return {"name": name, "import_path": "workloads.probe.app:build", "route_prefix": route, "args": args}
 
-    def told(self, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
+    def told(self, timeout: Timeout, say: Callable[[str], None]) -> Mapping[str, Any]:
         """What it says of the live service, as `workloads.probe.readback.summary`. Raises ServiceError."""
         answer = b""
         for _ in timeout.poll(_POLL_S):
@@ -163,7 +164,7 @@ class Probe:
             # Somebody else answers this route as long as Serve's proxies do not know ours.
         raise timeout.over(f"{self.address.url}{self.route} is not answered by the probe: {answer[:200]!r}")
 
-    def effective(self, config: ServiceConfig, timeout: Timeout, say: Callable[[str], None]) -> dict[str, Any]:
+    def effective(self, config: ServiceConfig, timeout: Timeout, say: Callable[[str], None]) -> Mapping[str, Any]:
         """What the live service really runs with. Raises ServiceError when something declared did not arrive."""
         try:
             told = arrived(self.told(timeout, say), engine_arguments(config))
@@ -171,16 +172,18 @@ class Probe:
             raise ServiceError(str(error)) from error
         return {"declared_env": config.profile.env, **told, "listener": None}
 
-    def snapshot(self) -> dict[str, Any]:
-        """Serve actors alive now and what Serve calls unhealthy; null and [] when it does not answer."""
-        told: dict[str, Any] = {"actors": None, "unhealthy": []}
-        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+    def snapshot(self) -> Snapshot:
+        """Serve actors alive now and what Serve calls unhealthy; no actors (None) when it does not answer."""
+        listener: Mapping[str, object] = {}  # who listens is not ours to see
+        try:
             told = json.loads(self.address.request(f"{self.route}/snapshot"))
-        return told | {"listener": {}}  # who listens is not ours to see
+        except (OSError, http.client.HTTPException, ValueError):
+            return Snapshot(actors=None, listener=listener, unhealthy=[])
+        return Snapshot.parse({**told, "listener": listener})
 
 
 def check_uploaded(config: ServiceConfig, cluster: str) -> None:
-    """The application is among what is uploaded. Raises ConfigError."""
+    """Refuse an application whose module is not among what is uploaded. Raises ConfigError."""
     if config.workload.application is None:
         raise ConfigError(
             f"workload {config.workload.name} has no Serve application, which cluster={cluster} needs; "
@@ -193,7 +196,7 @@ def check_uploaded(config: ServiceConfig, cluster: str) -> None:
 
 
 def stage(directory: Path) -> None:
-    """Copy `workloads/` into it, as importable as here and without anything hidden."""
+    """Copy `workloads/` into `directory`, importable under the same names, without hidden files and caches."""
 
     def copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
@@ -218,7 +221,7 @@ def token_of(name: str | None) -> Secret | None:
 
 
 def check_address(key: str, url: str | None) -> None:
-    """Raises ConfigError."""
+    """Refuse, with the name of `key`, what is no HTTP address, and one with a password or query. Raises ConfigError."""
     if re.search(r"[@?#]", url or ""):  # before anything else, which might quote it
         raise ConfigError(f"{key} may hold neither a password nor a query; a token's variable is cluster.token_env")
     try:

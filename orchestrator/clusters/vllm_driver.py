@@ -24,7 +24,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +32,7 @@ import psutil
 
 from orchestrator import provenance
 from orchestrator.child import be_service
+from orchestrator.clusters.base import ENGINE_KIND, ActorState, Snapshot
 from orchestrator.clusters.engine import declared_differences, engine_settings
 from orchestrator.process import die_with_parent, listener, process_id, reportable
 from workloads.llm import tiny
@@ -56,7 +57,7 @@ class _Server:
 def main() -> NoReturn:
     servers: list[_Server] = []
 
-    def bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> dict[str, Any]:
+    def bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> Mapping[str, object]:
         _start(spec, servers)
         _wait_ready(servers, spec["model"], on_status)
         return _effective(spec, servers)
@@ -125,7 +126,7 @@ def _start(spec: Mapping[str, Any], servers: list[_Server]) -> None:
 
 
 def _ask_to_end(servers: Sequence[_Server]) -> None:
-    """A killed server leaves its shared memory behind, 400 MiB each, until the machine restarts."""
+    """Terminate the servers and wait a while: a killed one would leave 400 MiB of shared memory behind."""
     tree = psutil.Process().children(recursive=True)
     for server in servers:
         server.process.terminate()
@@ -202,36 +203,34 @@ def _lines(log: Path) -> list[str]:
     return [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
 
 
-def _snapshot(spec: Mapping[str, Any], servers: Sequence[_Server]) -> dict[str, Any]:
+def _snapshot(spec: Mapping[str, Any], servers: Sequence[_Server]) -> Mapping[str, object]:
     """Which servers and engine processes live now, who listens, and which servers are not healthy."""
     actors = [actor for server in servers for actor in _actors(server)]
     with ThreadPoolExecutor(len(servers)) as pool:
         unhealthy = [trouble for trouble in pool.map(_trouble, servers) if trouble]
-    return {"actors": actors, "listener": listener(spec["ports"][0]), "unhealthy": unhealthy}
+    return asdict(Snapshot(actors=actors, listener=listener(spec["ports"][0]), unhealthy=unhealthy))
 
 
-def _actors(server: _Server) -> list[dict[str, Any]]:
+def _actors(server: _Server) -> list[ActorState]:
     """The server and its engine processes, as far as they live."""
     found = []
     try:
         process = psutil.Process(server.process.pid)
         if process.status() != psutil.STATUS_ZOMBIE:
-            found.append(_actor(server.name, "VllmServer", process))
+            found.append(ActorState(id=process_id(process), name=server.name, kind="VllmServer", pid=process.pid))
         for child in process.children(recursive=True):
             title = " ".join(child.cmdline()).strip()  # empty once it is a zombie
             if title.startswith(_ENGINE_TITLE):
                 name = f"{server.name}-engine{title.removeprefix(_ENGINE_TITLE)}"
-                found.append(_actor(name, "VllmEngine", child) | {"log": str(server.log)})
+                found.append(
+                    ActorState(id=process_id(child), name=name, kind=ENGINE_KIND, pid=child.pid, log=str(server.log))
+                )
     except (psutil.NoSuchProcess, OSError):
         pass  # ended while we looked: it is then not among them
     return found
 
 
-def _actor(name: str, kind: str, process: psutil.Process) -> dict[str, Any]:
-    return {"id": process_id(process), "name": name, "kind": kind, "pid": process.pid}
-
-
-def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> dict[str, Any]:
+def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> Mapping[str, object]:
     """What the live servers really run with, read back from each.
 
     Raises RuntimeError when a declared variable or engine argument did not arrive, or two servers differ.

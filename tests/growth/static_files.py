@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,7 +47,7 @@ class FileServer:
         self.urls: list[str] = []
         self.token: Secret | None = None
         self.marker: str | None = None
-        self.effective: dict[str, Any] = {}
+        self.effective: Mapping[str, Any] = {}
         self._cluster, self._config, self._log_dir, self._on_status = cluster, config, log_dir, on_status
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,11 +89,10 @@ class FileServer:
                 self._folder.cleanup()
         return None
 
-    def snapshot(self) -> dict[str, Any] | None:
+    def snapshot(self) -> None:
         assert self._process is not None
         if self._process.poll() is not None:
             raise ServiceError(f"the file server ended; log: {self._log_dir}")
-        return None
 
     def round_trip_ms(self) -> float | None:
         return None

@@ -4,6 +4,7 @@ The model `tiny` is made where the service runs, and a setting that is null is l
 one away.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray.serve import Application
@@ -11,7 +12,7 @@ from ray.serve import Application
 from workloads.llm import tiny
 
 
-def build(args: dict[str, Any]) -> Application:
+def build(args: Mapping[str, Any]) -> Application:
     """`args` are those of `build_openai_app`: `llm_configs` and, unless null, `ingress_deployment_config`."""
     from ray.serve.llm import build_openai_app  # brings vLLM along, which takes seconds
 
@@ -23,5 +24,6 @@ def build(args: dict[str, Any]) -> Application:
     return build_openai_app(_given(args) | {"llm_configs": llm_configs})
 
 
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that are null."""
     return {name: value for name, value in settings.items() if value is not None}

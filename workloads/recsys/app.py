@@ -4,6 +4,7 @@ The ingress synthesises a candidate set a request, which stands for the feature 
 on a GPU where the cluster gives it one, else on the CPU.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ api = FastAPI()
 
 @serve.deployment
 class Ranker:
-    def __init__(self, model: dict[str, Any], max_batch_size: int, batch_wait_timeout_s: float) -> None:
+    def __init__(self, model: Mapping[str, Any], max_batch_size: int, batch_wait_timeout_s: float) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(0)
         self._model = DLRM(**model).to(self._device).eval()
@@ -54,7 +55,7 @@ class Ingress:
         return {"scores": await self._ranker.rank.remote((dense, sparse))}
 
 
-def build(args: dict[str, Any]) -> Application:
+def build(args: Mapping[str, Any]) -> Application:
     """`model` (DLRM's arguments), `num_candidates` (rows a request), `max_batch_size` (requests) and its wait."""
     ranker = Ranker.bind(args["model"], int(args["max_batch_size"]), float(args["batch_wait_timeout_s"]))
     return Ingress.bind(ranker, int(args["num_candidates"]), int(args["model"]["cardinality"]))

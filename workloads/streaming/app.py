@@ -8,7 +8,7 @@ rate is Serve's own; set them to imitate a model's pace.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -61,6 +61,6 @@ class Ingress:
         yield "data: [DONE]\n\n"
 
 
-def build(args: dict[str, Any]) -> Application:
+def build(args: Mapping[str, Any]) -> Application:
     """`num_chunks` (count), `ttft_s` and `tpot_s` (seconds; 0 = as fast as Serve can)."""
     return Ingress.bind(TokenSource.bind(int(args["num_chunks"]), float(args["ttft_s"]), float(args["tpot_s"])))

@@ -5,6 +5,7 @@ crosses the proxy, the ingress replica and one inter-deployment call, and nothin
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -39,6 +40,6 @@ class Ingress:
         return {"message": await self._echo.remote(message)}
 
 
-def build(args: dict[str, Any]) -> Application:
+def build(args: Mapping[str, Any]) -> Application:
     """`args`: `delay_s`. Replica counts come from the application config."""
     return Ingress.bind(Echo.bind(args["delay_s"]))
