@@ -201,8 +201,8 @@ def say(channel: TextIO, event: str, /, **facts: Any) -> None:
 
 
 def be_service(
-    bring_up: Callable[[Message, Callable[[str], None]], Message],
-    snapshot: Callable[[Message], Message],
+    bring_up: Callable[[Message, Callable[[str], None]], Mapping[str, object]],
+    snapshot: Callable[[Message], Mapping[str, object]],
     ask_to_end: Callable[[], None] = lambda: None,
 ) -> NoReturn:
     """The life of a child process that is a local service, until its standard input closes.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from orchestrator.clusters.base import Cluster, ServiceName
 from orchestrator.clusters.remote import Address, Timeout, check_address, token_of
@@ -23,11 +23,9 @@ class Endpoint(Cluster):
 
     deploys: ClassVar[bool] = False
 
-    def identity(self) -> dict[str, Any]:
-        """Not by which token it is asked."""
-        values = super().identity()
-        del values["token_env"]
-        return values
+    def identity(self) -> Mapping[str, object]:
+        """Without the name of the token's variable, which changes nothing in what answers."""
+        return {key: value for key, value in super().identity().items() if key != "token_env"}
 
     def check(self, config: ServiceConfig) -> None:
         """Refuse an address that is none, and flags, which could not reach what answers. Raises ConfigError."""
@@ -66,7 +64,7 @@ class EndpointService:
         self.urls, self.token = [self._address.url], self._address.token
         self._cluster, self._config, self._on_status = cluster, config, on_status
         warning = "nothing was deployed, so which flags and versions answer here is not known"
-        self.effective: Mapping[str, Any] = {"warnings": [warning]}
+        self.effective: Mapping[str, object] = {"warnings": [warning]}
 
     def start(self) -> None:
         """There is nothing to start."""
