@@ -83,7 +83,7 @@ def test_rendered_service(make: Make) -> None:
     }
     expected = {**config.cluster.env, **config.profile.env, "ANYSCALE_RAY_SERVE_ENABLE_HA_PROXY": "1"}
     assert rendered["env_vars"] == expected
-    assert [each["route_prefix"] for each in rendered["applications"]] == ["/", PROBE_ROUTE]
+    assert [application["route_prefix"] for application in rendered["applications"]] == ["/", PROBE_ROUTE]
     assert rendered["query_auth_token_enabled"] is True
     tags = rendered["tags"]
     assert (tags["arm"], tags["repeat"], tags["run-id"]) == ("optimized", "1", NAME.run_id)
@@ -202,7 +202,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         written = [path for path in tmp_path.rglob("*") if path.is_file()]
         secret = [standin.token, *(service.auth_token for service in standin.services.values())]
         for path in written:
-            assert not [each for each in secret if each and each.encode() in path.read_bytes()], path
+            assert not [value for value in secret if value and value.encode() in path.read_bytes()], path
 
 
 @contextmanager
@@ -422,7 +422,7 @@ def test_ready_is_when_the_last_version_is_alone(cloud: StandIn, make: Make, tmp
         assert known.primary is known.versions[-1]
         assert known.canary is None
     assert calls(cloud) == ["apply"] * 4 + ["terminate"]
-    assert [each.state for each in known.versions] == ["TERMINATED"] * 4
+    assert [version.state for version in known.versions] == ["TERMINATED"] * 4
 
 
 @needs_sdk

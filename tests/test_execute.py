@@ -117,9 +117,7 @@ def stubborn_run(tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPat
     return execute.Run(make_plan([Job(config, {}, "baseline")], seed=0), RunPaths(tmp_path), [])
 
 
-@pytest.mark.parametrize(
-    ("interrupts", "left"), [("load", [2, 1]), ("deployment", [1]), ("teardown", [2, 1])], ids=lambda each: str(each)
-)
+@pytest.mark.parametrize(("interrupts", "left"), [("load", [2, 1]), ("deployment", [1]), ("teardown", [2, 1])], ids=str)
 def test_interrupt_survives_teardowns_that_fail(
     stubborn_run: execute.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: str, left: list[int]
 ) -> None:
@@ -217,10 +215,14 @@ def test_what_calls_for_another_measurement_is_put_aside_last(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in between, the next resume would take the other arm's point for a good one."""
+<<<<<<< HEAD
     jobs = [
         Job(compose(f"profile={profile}", "sweep=quick"), {"profile": profile}, profile)
         for profile in ("baseline", "grpc")
     ]
+=======
+    jobs = [Job(compose(f"profile={name}", "sweep=quick"), {"profile": name}, name) for name in ("baseline", "grpc")]
+>>>>>>> types1
     plan = make_plan(jobs, 0)
     journal = open_journal(plan, RunPaths(tmp_path), [])
     for row in journal.rows:

@@ -105,7 +105,7 @@ def test_steady_window_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "each"),
+    ("level", "expected"),
     [
         (Level.of_clients(5), [(3, 3, 20, None), (2, 2, 20, None)]),
         (
@@ -116,7 +116,7 @@ def test_steady_window_by_hand() -> None:
     ],
 )
 def test_what_each_process_is_told(
-    level: Level, each: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    level: Level, expected: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients, warm-up requests, measured requests and rate of each; in open loop nothing bounds what is in flight."""
     told: list[dict[str, Any]] = []
@@ -129,7 +129,7 @@ def test_what_each_process_is_told(
     with pytest.raises(TrialError, match="told"):
         client(num_prompts=20).run(at(["http://a"], level, Window(1, 2.5, 3, 4), 2), tmp_path, ignore)
     names = ("concurrency", "num_warmups", "num_prompts", "request_rate_rps")
-    assert [tuple(spec[name] for name in names) for spec in told] == each
+    assert [tuple(spec[name] for name in names) for spec in told] == expected
     for spec in told:
         command = arguments(spec, "tiny")
         assert f"--num-prompts={spec['num_warmups'] + 20}" in command
@@ -410,8 +410,8 @@ def test_two_addresses_are_loaded_at_the_same_time(tmp_path: Path) -> None:
     samples = read_samples(tmp_path / "samples.parquet").to_pandas()
     assert len(samples) == 80
     assert samples.client_process.value_counts().to_dict() == {0: 40, 1: 40}
-    assert [each["num_requests"] for each in seen] == [43, 42]  # 40, and a warm-up for each client
-    assert [each["max_in_flight"] for each in seen] == [3, 2]
+    assert [server["num_requests"] for server in seen] == [43, 42]  # 40, and a warm-up for each client
+    assert [server["max_in_flight"] for server in seen] == [3, 2]
     assert seen[0]["prompts"][:40] != seen[1]["prompts"][:40]  # each process has a seed of its own
     spans = samples.groupby("client_process").sent_at_s.agg(["min", "max"])
     assert spans["min"].max() < spans["max"].min()  # they overlap

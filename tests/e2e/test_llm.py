@@ -127,7 +127,7 @@ def test_locust_agrees(tmp_path: Path) -> None:
     process = start(
         tmp_path,
         *("workload=vllm", *TINY, *CALM, "sweep.concurrency=[4]"),
-        *("client.num_prompts=1000", "sweep.warmup_s=15", "sweep.duration_s=10"),
+        *("sweep.warmup_s=15", "sweep.duration_s=10"),
         *("client=vllm_bench,locust", "-m"),
     )
     output = finish(process)
