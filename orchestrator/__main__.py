@@ -23,7 +23,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from orchestrator.composition import check_commas, once_a_job
+from orchestrator.composition import check_commas, check_lists, once_a_job
 from orchestrator.config import parse, register
 from orchestrator.errors import EXIT_BAD_CONFIG, EXIT_OK, ConfigError, ServiceError
 from orchestrator.paths import RunPaths, create_run_dir
@@ -99,6 +99,7 @@ def _compose(arguments: list[str]) -> "list[Job]":
             "that is itself swept; they belong into conf/experiment/"
         )
     asked = get_args_parser().parse_args(arguments)
+    check_lists(asked.overrides)
     if not asked.multirun:
         check_commas(asked.overrides, choices)
     from orchestrator.arms import Job

@@ -56,6 +56,21 @@ def once_a_job() -> Iterator[None]:
             setattr(owner, name, function)
 
 
+ONE_CHOICE = ("cluster", "workload", "profile", "client", "sweep", "model")  # groups; observe takes a list
+
+
+def check_lists(overrides: Sequence[str]) -> None:
+    """Refuse a list for a group that takes one choice: Hydra would merge them into one. Raises ConfigError."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        chosen = override.value()
+        if isinstance(chosen, list) and override.key_or_group in ONE_CHOICE:
+            names = ",".join(map(str, chosen))
+            raise ConfigError(
+                f"{override.input_line}: {override.key_or_group} is one choice; {override.key_or_group}={names} makes "
+                "an arm of each"
+            )
+
+
 def check_commas(overrides: Sequence[str], groups: Collection[str]) -> None:
     """Refuse a comma that may be part of a value. Raises ConfigError with the quoted form.
 

@@ -19,3 +19,7 @@ class ServiceError(RuntimeError):
 
 class TrialError(RuntimeError):
     """A measurement could not be made; the run goes on with the next one."""
+
+
+class RuleError(RuntimeError):
+    """A rule for levels gave no level that can be measured; the run goes on with what it does not concern."""

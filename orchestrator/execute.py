@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.clusters.base import Running, ServiceName, SharedCluster, changes, check_engines, healthy_snapshot
 from orchestrator.cost import check_limit, spent_usd
-from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, ServiceError, TrialError
+from orchestrator.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, RuleError, ServiceError, TrialError
 from orchestrator.journal import now, open_journal, planned_row, reopen
 from orchestrator.judge import judge
 from orchestrator.observe.base import Period, is_here, observed_facts, observing
@@ -86,23 +86,31 @@ class Run:
         return EXIT_OK if all(row.valid for row in self.journal.rows) else EXIT_INVALID
 
     def _go_through(self, wave: Wave) -> None:
-        """Measure the trials of the wave that are not done. Only services that have one of those are brought up."""
-        expected = wave.expected(self._known)
-        if expected and not self._is_too_dear(expected):
-            with ExitStack() as live:
-                running = self._bring_up(expected, live)
-                last: Trial | None = None
-                for trial in wave.steps(self._known, running):
-                    if self._known(trial) is not None:
-                        continue
-                    if last is not None:
-                        with self.journal.timed("cool_down", f"{last.arm.name}/{last.id}"):
-                            time.sleep(last.arm.config.sweep.cooldown_s)
-                    self._record_trial(trial, running[trial.service])
-                    last = trial
-        for replicate in wave.replicates:
-            if replicate.next(self._known) is None:
-                self.journal.end_block(replicate.arm.name, replicate.repeat)
+        """Its trials from the start, past those that are done. Services come up only where one is left to measure."""
+        try:
+            expected = wave.expected(self._known)
+            if expected and not self._is_too_dear(expected):
+                with ExitStack() as live:
+                    self._measure_all(wave, self._bring_up(expected, live))
+            over = [replicate for replicate in wave.replicates if replicate.next(self._known) is None]
+        except RuleError as error:  # nobody can say what else would be asked for here
+            self.journal.errors.append(str(error))
+            self._progress.warning(str(error))
+            over = wave.replicates
+        for replicate in over:
+            self.journal.end_block(replicate.arm.name, replicate.repeat)
+
+    def _measure_all(self, wave: Wave, running: dict[Service, Running]) -> None:
+        """What is left of the wave's steps on these services. Raises RuleError."""
+        last: Trial | None = None
+        for trial in wave.steps(self._known, running):
+            if self._known(trial) is not None:
+                continue
+            if last is not None:
+                with self.journal.timed("cool_down", f"{last.arm.name}/{last.id}"):
+                    time.sleep(last.arm.config.sweep.cooldown_s)
+            self._record_trial(trial, running[trial.service])
+            last = trial
 
     def _known(self, trial: Trial) -> SummaryRow | None:
         return self.journal.known(trial.arm.name, trial.id)

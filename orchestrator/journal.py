@@ -310,7 +310,7 @@ def recorded_plan(paths: RunPaths, trusted: Collection[str]) -> Plan:
             arms.append(Arm(arm.name, arm.axes, parse(saved, trusted), levels, arm.service_key, arm.copy))
         return plan_arms(arms, record.seed)
     except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException) as error:  # missing, or not ours
-        raise ConfigError(repr(error)) from error
+        raise ConfigError(str(error) if isinstance(error, OSError | ValueError) else repr(error)) from error
 
 
 def keep_hydra_record(plan: Plan, paths: RunPaths) -> None:

@@ -76,24 +76,44 @@ def named(key: str, values: Any, base: type[T], trusted: Collection[str] | None 
             f"{key} needs {TARGET}: the class that it is for, one of {_available(base)}; found {values!r}"
         )
     target: str = values[TARGET]
+    what = f"{key}.{TARGET}={target}"
     module_name, _, class_name = target.rpartition(".")
+    if not module_name:
+        raise ConfigError(f"{what} must be module.Class, such as one of {_available(base)}")
     if (
         trusted is not None
         and target not in OURS
-        and not any(f"{module_name}.".startswith(f"{module}.") for module in trusted)
+        and not any(f"{module_name}.".startswith(f"{name}.") for name in trusted)
     ):
         raise ConfigError(
-            f"{key}.{TARGET}={target} in the run's record is code that is not ours; to run it, name its module, or a "
+            f"{what} in the run's record is code that is not ours; to run it, name its module, or a "
             f"package it is in: trust={module_name} with resume=, --trust={module_name} with cleanup"
         )
-    kind = getattr(_imported(f"{key}.{TARGET}={target}", module_name), class_name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, base) and dataclasses.is_dataclass(kind)) or kind is base:
-        raise ConfigError(
-            f"{key}.{TARGET}={target} must be a dataclass derived from {base.__module__}.{base.__name__}, "
-            f"found {kind!r}; ours: {_available(base)}"
-        )
+    module = _imported(what, module_name)
+    kind = getattr(module, class_name, None)
+    if kind is None:
+        nearest = difflib.get_close_matches(class_name, [name for name in vars(module) if name[0].isupper()], n=3)
+        raise ConfigError(f"{what}: {module_name} has no {class_name}; nearest: {', '.join(nearest) or 'none'}")
+    _check_kind(what, kind, base)
     found: Any = checked(key, kind, {name: value for name, value in values.items() if name != TARGET})
     return typing.cast(T, found)
+
+
+def _check_kind(what: str, kind: Any, base: type) -> None:
+    """It is a dataclass of its own, derived from the base and complete. Raises ConfigError."""
+    derived = inspect.isclass(kind) and issubclass(kind, base) and kind is not base
+    if not derived or "__dataclass_fields__" not in vars(kind):  # a base's decorator makes no dataclass of it
+        raise ConfigError(
+            f"{what} must be a dataclass derived from {base.__module__}.{base.__name__}, with a @dataclass of its own; "
+            f"found {kind!r}; ours: {_available(base)}"
+        )
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise ConfigError(f"{what} lacks {', '.join(f'{name}()' for name in lacking)}, see {base.__module__}")
+    try:
+        typing.get_type_hints(kind)
+        _adapter(kind)
+    except Exception as error:  # of whatever the annotations name
+        raise ConfigError(f"{what}: the types of its fields cannot be read: {type(error).__name__}: {error}") from error
 
 
 def check_number(key: str, value: Any, *, whole: bool = False, above_0: bool = False) -> None:
@@ -125,7 +145,7 @@ def _imported(what: str, module_name: str) -> Any:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigError(f"{what}: there is no module {error.name} in {', '.join(where)}") from None
         raise ConfigError(f"{what}: {module_name} does not import: {error}") from error
-    except Exception as error:  # whatever the user's module does
+    except (Exception, SystemExit) as error:  # whatever the user's module does
         raise ConfigError(f"{what}: {module_name} does not import: {type(error).__name__}: {error}") from error
 
 
@@ -144,6 +164,10 @@ def _refuse_unknown(key: str, section: type, values: Mapping[str, object]) -> No
     for name, value in values.items():
         where = f"{key}.{name}".removeprefix(".")
         if name not in names:
+            if hasattr(section, str(name)):
+                raise ConfigError(
+                    f"{where}: {section.__name__}.{name} has no type, so it is no key; write {name}: type"
+                )
             nearest = difflib.get_close_matches(str(name), names, n=3)
             advice = f"; nearest: {', '.join(nearest)}" if nearest else ""
             raise ConfigError(

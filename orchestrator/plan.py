@@ -18,7 +18,7 @@ from orchestrator.arms import Arm, Job, comparisons, make_arms, primary_cells
 from orchestrator.clients.base import Load, Window
 from orchestrator.config import Config
 from orchestrator.cost import TEAR_DOWN_S, cost_usd
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, RuleError
 from orchestrator.load.base import Measured
 from orchestrator.load.level import Level
 from orchestrator.paths import trial_id
@@ -87,14 +87,11 @@ class Replicate:
     def steps(self, known: Known) -> Iterator[Trial]:
         """The trials that the arm's rule asks for, from the first. One must be known before the next is taken.
 
-        Raises ConfigError when the rule asks for a level again.
+        Raises RuleError when the rule gives no level that can be measured now.
         """
         done: list[Measured] = []
-        while (level := self.arm.rule.next(self.arm.levels, done)) is not None:
+        while (level := next_level(self.arm, done)) is not None:
             trial = Trial(self.service, self.arm, self.repeat, level)
-            if level in [measured.level for measured in done]:
-                rule, levels = type(self.arm.rule).__name__, ", ".join(measured.level.text for measured in done)
-                raise ConfigError(f"{rule} asks {self.arm.name} for {level.text} again, after {levels}")
             yield trial
             row = known(trial)
             assert row is not None, f"{self.arm.name}/{trial.id} was asked for and not measured"
@@ -113,7 +110,10 @@ class Replicate:
 
     def num_left(self, known: Known) -> int:
         """How many trials are still to be measured, at most."""
-        if self.next(known) is None:
+        try:
+            if self.next(known) is None:
+                return 0
+        except RuleError:
             return 0
         done = [*itertools.takewhile(known, self.steps(known)), *filter(known, self.listed)]
         return max(1, self.num_trials - len(set(done)))
@@ -212,6 +212,25 @@ class Plan:
         return sum(replicate.num_left(known) for replicate in self.replicates)
 
 
+def next_level(arm: Arm, done: Sequence[Measured]) -> Level | None:
+    """The level that the arm's rule asks for after these.
+
+    Raises RuleError when it raises, answers something that is no level, or asks for one again: anybody may have
+    written it.
+    """
+    rule = f"the rule {type(arm.rule).__name__} of {arm.name}"
+    after = f" after {', '.join(measured.level.text for measured in done)}" if done else ""
+    try:
+        level = arm.rule.next(arm.levels, done)
+    except Exception as error:
+        raise RuleError(f"{rule} failed{after}: {type(error).__name__}: {error}") from error
+    if level is not None and not isinstance(level, Level):
+        raise RuleError(f"{rule} answered {level!r}{after}; it must answer a Level or None")
+    if level in [measured.level for measured in done]:
+        raise RuleError(f"{rule} asks for {level} again{after}")
+    return level
+
+
 def make_plan(jobs: Sequence[Job], seed: int) -> Plan:
     """Arms, services, waves and trials of these jobs.
 
@@ -232,6 +251,13 @@ def plan_arms(arms: Sequence[Arm], seed: int) -> Plan:
             found = ", ".join(f"{arm.name}: {value}" for arm, value in zip(arms, values, strict=True))
             raise ConfigError(f"{key} must be the same for all arms, found {found}")
     primary_cells(arms)  # refuses what cannot be compared
+    for arm in arms:
+        try:
+            first_level = next_level(arm, [])
+        except RuleError as error:
+            raise ConfigError(f"sweep.load: {error}") from error
+        if first_level is None:
+            raise ConfigError(f"sweep.load: the rule {type(arm.rule).__name__} of {arm.name} asks for no level at all")
     first = arms[0].config
     blocks = _blocks(arms, first.sweep.repeats, first.cluster.redeploy, random.Random(seed))
     waves = [

@@ -96,6 +96,7 @@ def test_each_job_is_composed_once_and_as_hydra_does_it(tmp_path: Path, monkeypa
     ("arguments", "says"),
     [
         (["profile=optimised"], "optimized"),  # among the available options
+        (["profile=[baseline,optimized]"], "profile is one choice; profile=baseline,optimized"),
         (["workload.payload_byte=3"], "payload_byte"),
         (["sweep.concurency=3"], "concurency"),
         (["sweep.concurrency=-1"], "whole number above 0"),

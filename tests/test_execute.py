@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from orchestrator import execute
-from orchestrator.arms import Job
+from orchestrator.arms import Arm, Job
 from orchestrator.clusters.base import ActorState, Snapshot, changes
 from orchestrator.clusters.local import Local
 from orchestrator.errors import EXIT_FAILED, ServiceError
 from orchestrator.journal import Journal, open_journal, recorded_plan, reopen
+from orchestrator.load.base import LevelRule, Measured
 from orchestrator.load.level import Level
 from orchestrator.observe.base import Observer, Period
 from orchestrator.paths import RunPaths
@@ -215,14 +216,7 @@ def test_what_calls_for_another_measurement_is_put_aside_last(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in between, the next resume would take the other arm's point for a good one."""
-<<<<<<< HEAD
-    jobs = [
-        Job(compose(f"profile={profile}", "sweep=quick"), {"profile": profile}, profile)
-        for profile in ("baseline", "grpc")
-    ]
-=======
     jobs = [Job(compose(f"profile={name}", "sweep=quick"), {"profile": name}, name) for name in ("baseline", "grpc")]
->>>>>>> types1
     plan = make_plan(jobs, 0)
     journal = open_journal(plan, RunPaths(tmp_path), [])
     for row in journal.rows:
@@ -326,3 +320,35 @@ def test_a_recorded_plan_is_planned_again(compose: Compose, tmp_path: Path) -> N
         ("open", None, 4.0),
         ("open", None, 2.0),
     }
+
+
+class Late(LevelRule):
+    """Fails after its first level, in one of two arms."""
+
+    def __init__(self, arm: str) -> None:
+        self.arm = arm
+
+    def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
+        if done and self.arm == "baseline":
+            raise KeyError("boom")
+        return listed[len(done)] if len(done) < len(listed) else None
+
+
+def test_a_rule_that_fails_under_way_is_told_and_the_other_arm_is_measured(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering.install(monkeypatch)
+    monkeypatch.setattr(Arm, "rule", property(lambda arm: Late(arm.name)))
+    fixed = ("sweep.concurrency=[2,4]", "sweep.repeats=1", "sweep.duration_s=4", "sweep.cooldown_s=0", "observe=[]")
+    jobs = [Job(compose(*fixed, f"profile={name}"), {"profile": name}, name) for name in ("baseline", "grpc")]
+    run = execute.Run(make_plan(jobs, 0), RunPaths(tmp_path), [])
+    assert run.go() == EXIT_FAILED
+    run.journal.close()
+    assert sorted((row.arm, row.trial_id, row.state) for row in run.journal.rows) == [
+        ("baseline", "c0002-r0", "complete"),
+        ("grpc", "c0002-r0", "complete"),
+        ("grpc", "c0004-r0", "complete"),
+    ]
+    assert read(RunRecord, run.paths.run_json).errors == [
+        "the rule Late of baseline failed after 2 clients: KeyError: 'boom'"
+    ]

@@ -1,6 +1,7 @@
 """What a YAML may hold, and what a `_target_` may name: everything else is refused in words."""
 
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -80,14 +81,59 @@ def test_a_kind_is_made_of_the_class_that_is_named() -> None:
     assert target_of(found) == f"{__name__}.Toy"
 
 
+class Abstract(ABC):
+    @abstractmethod
+    def during(self) -> None: ...
+
+
+@dataclass
+class Lacking(Abstract):
+    """It says nothing about what it must."""
+
+
+class Undecorated(Toy):
+    """A dataclass by its base alone."""
+
+    def __init__(self, more: int = 1) -> None:
+        self.more = more
+
+
+@dataclass
+class Untyped(Base):
+    size = 3
+
+
+@dataclass
+class Unresolved(Base):
+    size: "NoSuchType" = 1  # type: ignore[name-defined]  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "values", "says"),
+    [
+        ("Lacking", Abstract, {}, "lacks during()"),
+        ("Undecorated", Base, {}, "with a @dataclass of its own"),
+        ("Untyped", Base, {"size": 4}, "Untyped.size has no type, so it is no key"),
+        ("Unresolved", Base, {}, "the types of its fields cannot be read: NameError"),
+        ("Toi", Base, {}, "has no Toi; nearest: Toy"),
+    ],
+)
+def test_a_class_that_is_not_whole_is_refused_in_words(
+    name: str, base: type, values: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        named("cluster", {"_target_": f"{__name__}.{name}", **values}, base)
+    assert says in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
         (None, "cluster needs _target_"),
         ({"name": "local"}, "cluster needs _target_"),
         ({"_target_": "nowhere_at_all.Toy"}, "there is no module nowhere_at_all in"),
-        ({"_target_": "Toy"}, "cluster._target_=Toy"),
-        ({"_target_": f"{__name__}.Nothing"}, "must be a dataclass derived from"),
+        ({"_target_": "Toy"}, "cluster._target_=Toy must be module.Class"),
+        ({"_target_": f"{__name__}.Nothing"}, "has no Nothing; nearest: none"),
         ({"_target_": f"{__name__}.Stranger"}, "must be a dataclass derived from"),
         ({"_target_": f"{__name__}.Base"}, "must be a dataclass derived from"),
         ({"_target_": "os.system"}, "must be a dataclass derived from"),
@@ -102,10 +148,13 @@ def test_what_is_no_kind_is_refused(values: Any, says: str) -> None:
 
 def test_a_module_that_does_not_import_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kinds_broken.py").write_text("raise RuntimeError('kaputt-81')\n")
+    (tmp_path / "kinds_exits.py").write_text("raise SystemExit(7)\n")
     (tmp_path / "kinds_lacking.py").write_text("import a_package_that_is_not_there\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="kinds_broken does not import: RuntimeError: kaputt-81"):
         named("cluster", {"_target_": "kinds_broken.Toy"}, Base)
+    with pytest.raises(ConfigError, match="kinds_exits does not import: SystemExit: 7"):
+        named("cluster", {"_target_": "kinds_exits.Toy"}, Base)
     with pytest.raises(
         ConfigError, match="kinds_lacking does not import: No module named 'a_package_that_is_not_there'"
     ):
@@ -120,7 +169,7 @@ def test_a_record_names_no_code_that_is_not_trusted(tmp_path: Path, monkeypatch:
         named("cluster", values, Base, trusted=())
     assert "kinds_stranger" not in sys.modules
     assert not (tmp_path / "was_run").exists()
-    with pytest.raises(ConfigError, match="must be a dataclass"):
+    with pytest.raises(ConfigError, match="has no Toy"):
         named("cluster", values, Base, trusted=("kinds_stranger",))
     assert (tmp_path / "was_run").exists()
 

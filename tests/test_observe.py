@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, TrialError
 from orchestrator.kinds import checked
 from orchestrator.observe import host
 from orchestrator.observe.base import Observer, Period, is_here, observed_facts, observing
@@ -273,3 +273,37 @@ def test_here() -> None:
     assert is_here(["http://127.0.0.1:1", "http://127.0.0.1:2"])
     assert is_here(["http://[::1]:8000"])
     assert not is_here(["https://example.com/path"])
+
+
+@dataclass
+class Failing(Observer):
+    """Raises where it is told to, or has no facts."""
+
+    where: str
+
+    @contextlib.contextmanager
+    def during(self, service: object, directory: Path) -> Iterator["Failing"]:
+        if self.where == "entering":
+            raise KeyError("boom")
+        yield self
+        if self.where == "leaving":
+            raise KeyError("boom")
+
+    def facts(self, window: Period) -> object:
+        if self.where == "facts":
+            raise KeyError("boom")
+        return {"a": "dict"}
+
+
+@pytest.mark.parametrize("where", ["entering", "leaving", "facts", "a dict"])
+def test_an_observer_that_fails_fails_the_trial_and_is_named(where: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(TrialError, match=r"observer disk failed: (KeyError: 'boom'|TypeError: .*returns a dataclass)"),
+        observing({"disk": Failing(where)}, Service(), tmp_path) as recordings,
+    ):
+        observed_facts(recordings, Period(0, 1))
+
+
+def test_what_fails_beside_an_observer_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), observing({"disk": Failing("nowhere")}, Service(), tmp_path):
+        _ = 1 / 0

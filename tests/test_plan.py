@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.application import service_key
 from orchestrator.arms import Arm, Job, primary_cells
 from orchestrator.config import Config
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, RuleError
 from orchestrator.load.base import LevelRule, Measured
 from orchestrator.load.level import Level
 from orchestrator.plan import Plan, Trial, Wave, make_plan, plan_arms
@@ -472,7 +472,7 @@ def test_a_rule_that_asks_again_for_the_same_is_refused(two_arms: Plan, monkeypa
             return listed[0]
 
     monkeypatch.setattr(Arm, "rule", Stuck())
-    with pytest.raises(ConfigError, match=r"Stuck asks (baseline|grpc) for 4 clients again, after 4 clients"):
+    with pytest.raises(RuleError, match=r"Stuck of (baseline|grpc) asks for 4 clients again after 4 clients"):
         walk(two_arms, {}, of_latency(p99_ms), 1000)
 
 
@@ -482,3 +482,33 @@ def test_estimates_are_of_the_most_that_a_rule_can_ask_for(two_arms: Plan, monke
     monkeypatch.setattr(Arm, "rule", Doubling(20))
     assert two_arms.num_trials == 4 * 20
     assert two_arms.duration_s == pytest.approx(listed_s + trials_s * (20 / 3 - 1))
+
+
+class Faulty(LevelRule):
+    """Fails, answers what is no level, or asks for nothing: at once, or after a level."""
+
+    def __init__(self, answer: object, after: int) -> None:
+        self.answer, self.after = answer, after
+
+    def next(self, listed: Sequence[Level], done: Sequence[Measured]) -> Level | None:
+        if len(done) < self.after:
+            return listed[len(done)]
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (KeyError("boom"), r"the rule Faulty of baseline failed: KeyError: 'boom'"),
+        ("c4", r"the rule Faulty of baseline answered 'c4'; it must answer a Level or None"),
+        (None, r"the rule Faulty of baseline asks for no level at all"),
+    ],
+)
+def test_a_rule_that_gives_no_first_level_is_refused_before_anything_is_deployed(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch, answer: object, says: str
+) -> None:
+    monkeypatch.setattr(Arm, "rule", Faulty(answer, after=0))
+    with pytest.raises(ConfigError, match=rf"sweep\.load: {says}"):
+        make_plan(jobs(compose, ["profile=baseline"]), 0)

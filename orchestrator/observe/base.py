@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from orchestrator.errors import TrialError
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -62,14 +64,48 @@ class Observer(ABC):
 def observing(
     observers: Mapping[str, Observer], service: Service, directory: Path
 ) -> Iterator[Mapping[str, Recording]]:
-    """All observers at once, each under its name; they are left in reverse order, whatever happens."""
+    """All observers at once, each under its name; they are left in reverse order, whatever happens.
+
+    Raises TrialError when one of them fails.
+    """
     with ExitStack() as stack:
-        yield {name: stack.enter_context(observer.during(service, directory)) for name, observer in observers.items()}
+        yield {name: stack.enter_context(_during(name, observers[name], service, directory)) for name in observers}
+
+
+@contextmanager
+def _during(name: str, observer: Observer, service: Service, directory: Path) -> Iterator[Recording]:
+    measured = True  # whether what went on beside it went well
+    try:
+        with observer.during(service, directory) as recording:
+            try:
+                yield recording
+            except BaseException:
+                measured = False
+                raise
+    except TrialError:
+        raise
+    except Exception as error:  # of code that anybody may have written
+        if not measured:
+            raise
+        raise _failed(name, error) from error
 
 
 def observed_facts(recordings: Mapping[str, Recording], window: Period) -> dict[str, Mapping[str, object]]:
-    """`observed` of a trial's record: observer to its facts of the window."""
-    return {name: asdict(recording.facts(window)) for name, recording in recordings.items()}
+    """`observed` of a trial's record: observer to its facts of the window. Raises TrialError when one has none."""
+    observed: dict[str, Mapping[str, object]] = {}
+    for name, recording in recordings.items():
+        try:
+            observed[name] = asdict(recording.facts(window))
+        except TrialError:
+            raise
+        except Exception as error:  # of code that anybody may have written
+            raise _failed(name, error) from error
+    return observed
+
+
+def _failed(name: str, error: Exception) -> TrialError:
+    text = f"the observer {name} failed: {type(error).__name__}: {error}"
+    return TrialError(f"{text}; facts() returns a dataclass" if isinstance(error, TypeError) else text)
 
 
 def is_here(urls: Sequence[str]) -> bool:
