@@ -24,8 +24,37 @@ import pyarrow.csv
 import pyarrow.parquet
 import yaml
 
+OTHERS = (  # keys of the clusters that are not local Ray
+    *("token_env", "dashboard_url", "url", "host_env", "terminate_timeout_s", "cloud", "project", "image_uri"),
+    *("head_node", "worker_nodes", "service_prefix", "expires_after_h", "usd_per_hour", "max_cost_usd"),
+)
 # `kind of file:key` -> why it differs. An element of a list is `*` in a key; a pattern's `*` matches anything.
-DOCUMENTED: dict[str, str] = {}
+DOCUMENTED: dict[str, str] = {
+    # Since 0.1.0:
+    "*/.hydra/config.yaml:cluster._target_": "a cluster is named by its class, no longer by a kind",
+    "*/.hydra/config.yaml:cluster.kind": "a cluster is named by its class, no longer by a kind",
+    "*/.hydra/config.yaml:cluster.startup_timeout_s": "a number stands as the YAML file has it",
+    "*/.hydra/config.yaml:cluster.gpus_per_model_replica": "a number stands as the YAML file has it",
+    **{f"*/.hydra/config.yaml:cluster.{key}": "a key that only another cluster reads is not written" for key in OTHERS},
+    "*/.hydra/config.yaml:workload.client": "the client is a config group of its own, client=",
+    "*/.hydra/config.yaml:client": "the client is a config group of its own, client=",
+    "*/.hydra/hydra.yaml:hydra.runtime.choices.client": "the client is a config group of its own, client=",
+    "*/.hydra/config.yaml:workload.locustfile": "what is sent belongs to the workload, not to the client",
+    "*/.hydra/config.yaml:workload.options": "what is sent belongs to the workload, not to the client",
+    "*/.hydra/config.yaml:sweep.load*": "a load is named by its class and has keys of its own",
+    "*/.hydra/config.yaml:sweep.offered_rps": "the levels of a load that is a rate",
+    "*/.hydra/config.yaml:sweep.*_s": "a number stands as the YAML file has it",
+    "*/.hydra/config.yaml:observe": "observers are a new config group, observe=",
+    "*/.hydra/config.yaml:trust": "modules whose classes a resumed run may import",
+    "*/.hydra/config.yaml:compare.figure": "the figure that is judged can be chosen",
+    "*/.hydra/hydra.yaml:hydra.help.template": "--help shows a sweep without -m",
+    "*/.hydra/hydra.yaml:hydra.overrides.hydra": "every run is a sweep, so -m overrides nothing",
+    "*/trials/*/trial.json:observed": "what the observers found; the observer of the host is on",
+    "*:*service_key": "the key covers the source of the workloads, which has changed",
+    "run.json:command*": "every run is a sweep, so -m is not needed",
+    "run.json:plan.arms.*.levels.*": "a level is stored by its name, c0002",
+    "plots/*:": "a plot is drawn where a point is VALID, which is measured",
+}
 
 # What no two runs have in common, in the same form: compared by type.
 MEASURED = (
