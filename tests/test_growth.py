@@ -60,7 +60,7 @@ def test_their_keys_are_checked_as_ours(tmp_path: Path) -> None:
         "+cluster.files=2": "cluster.files is no key of cluster; nearest: file_bytes",
         "sweep.load.max_p99_ms=0": "sweep.load.max_p99_ms must be a number above 0, found 0",
         "observe.connections.interval_s=-1": "observe.connections.interval_s must be a number above 0, found -1",
-        "client._target_=tests.growth.wrk.Wark": "client._target_=tests.growth.wrk.Wark must be a dataclass derived",
+        "client._target_=tests.growth.wrk.Wark": "tests.growth.wrk has no Wark; nearest: Wrk",
         "cluster._target_=tests.growth.nowhere.X": "there is no module tests.growth.nowhere",
     }
     for override, says in refused.items():
