@@ -17,12 +17,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, TextIO
+from typing import IO, Any, NoReturn, TextIO, TypeVar
 
 from orchestrator.process import end_members, uninterrupted
 
 Message = dict[str, Any]  # one line; from a child with its `event`
+Spec = TypeVar("Spec", bound="ServiceSpec")
 
 _LOG_END_LINES = 15
 _LOG_END_BYTES = 1 << 16
@@ -200,20 +202,32 @@ def say(channel: TextIO, event: str, /, **facts: Any) -> None:
     channel.flush()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServiceSpec:
+    """What every child that is a local service is told first, on one line."""
+
+    directory: str  # its own, for temporary files; every process of the service has it in its environment
+    log_dir: str
+    declared_env: Mapping[str, str]  # the profile's
+    cluster_env: Mapping[str, str]  # that of cluster and workload, the same for every arm
+
+
 def be_service(
-    bring_up: Callable[[Message, Callable[[str], None]], Mapping[str, object]],
-    snapshot: Callable[[Message], Mapping[str, object]],
+    kind: type[Spec],
+    bring_up: Callable[[Spec, Callable[[str], None]], Mapping[str, object]],
+    snapshot: Callable[[Spec], Mapping[str, object]],
     ask_to_end: Callable[[], None] = lambda: None,
 ) -> NoReturn:
     """The life of a child process that is a local service, until its standard input closes.
 
-    It reads the spec; `bring_up(spec, on_status)` returns what the service really runs with, as `ready` tells. Each
-    call that follows is answered by `snapshot(spec)`. An exception is told as `failed`. In the end, after `ask_to_end`,
-    every process of the service is ended, also when the orchestrator was killed and could clean nothing up.
+    It reads the spec, a `kind`; `bring_up(spec, on_status)` returns what the service really runs with, as `ready`
+    tells. Each call that follows is answered by `snapshot(spec)`. An exception is told as `failed`. In the end, after
+    `ask_to_end`, every process of the service is ended, also when the orchestrator was killed and could clean nothing
+    up.
     """
     channel = protocol_channel()
-    spec = json.loads(sys.stdin.readline())
-    directory, parent, told = Path(spec["directory"]), os.getppid(), ""
+    spec = kind(**json.loads(sys.stdin.readline()))
+    directory, parent, told = Path(spec.directory), os.getppid(), ""
 
     def on_status(text: str) -> None:
         nonlocal told

@@ -46,7 +46,7 @@ LAYERS = [
 
 # The kinds are named by `_target_`. Whoever imports one knows one kind from another, as this one does:
 KNOWS_A_KIND = {"cleanup": {"clusters.local"}}  # it looks for what was left on this machine
-SHARED_BY_CLUSTERS = {"base", "engine", "flags", "remote"}
+SHARED_BY_CLUSTERS = {"base", "engine", "flags", "remote", "specs"}
 
 
 def imports(path: Path) -> set[str]:

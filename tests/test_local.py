@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
+from orchestrator.child import ServiceSpec
 from orchestrator.clusters import local
 from orchestrator.clusters.base import ServiceName
 from orchestrator.clusters.flags import check_flags
@@ -28,6 +30,7 @@ from orchestrator.process import (
 )
 from tests.conftest import ROOT, Compose
 
+SPEC = ServiceSpec(directory="none", log_dir="none", declared_env={}, cluster_env={})
 NAME = ServiceName("so", "run", 0, "baseline", 0)
 SLEEP = "import time; time.sleep(60)"
 
@@ -114,7 +117,7 @@ def test_a_taken_port_spoils_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_service_is_stopped_once_and_says_what_is_left(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_driver_spec", lambda *_: ("code", {}))  # reads until its input ends, and ends
+    monkeypatch.setattr(local, "_driver_spec", lambda *_: ("code", SPEC))  # reads until its input ends, and ends
     config = compose()
     service = config.cluster.service(config, NAME, tmp_path, print)
     assert service.stop() is None  # nothing was there
@@ -134,10 +137,11 @@ def test_a_service_is_stopped_once_and_says_what_is_left(
 
 def test_a_driver_that_fails_when_asked_is_not_asked_again(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(
-        "from orchestrator.child import be_service\nbe_service(lambda spec, on_status: {}, lambda spec: 1 / 0)\n"
+        "from orchestrator.child import ServiceSpec, be_service\n"
+        "be_service(ServiceSpec, lambda spec, on_status: {}, lambda spec: 1 / 0)\n"
     )
     env = client_environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    driver = _Driver("failing", {"directory": str(tmp_path / "none")}, env, tmp_path / "driver.log")
+    driver = _Driver("failing", replace(SPEC, directory=str(tmp_path / "none")), env, tmp_path / "driver.log")
     try:
         driver.start()
         assert driver.wait_ready(60, print) == {}

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from orchestrator.clusters.engine import declared_differences, engine_settings
 from orchestrator.clusters.local import _Claim, _Driver
+from orchestrator.clusters.specs import VllmSpec
 from orchestrator.clusters.vllm_driver import flags, placement, root_cause
 from orchestrator.errors import ServiceError
 from orchestrator.process import MARKER, client_environment, end_members, members
@@ -182,18 +184,18 @@ ERROR 11-21 10:08:22 [multiproc_executor.py:944] ValueError: Available memory on
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 
-def spec_of(claim: _Claim, log_dir: Path, num_servers: int, **engine: Any) -> dict[str, Any]:
-    return {
-        "directory": str(claim.directory),
-        "ports": [claim.base_port + index for index in range(num_servers)],
-        "model": "tiny",
-        "source": "tiny",
-        "engine": ENGINE | engine,
-        "gpus": 0,
-        "declared_env": {"VLLM_LOG_STATS_INTERVAL": "5"},
-        "cluster_env": {},
-        "log_dir": str(log_dir),
-    }
+def spec_of(claim: _Claim, log_dir: Path, num_servers: int, **engine: Any) -> VllmSpec:
+    return VllmSpec(
+        directory=str(claim.directory),
+        ports=[claim.base_port + index for index in range(num_servers)],
+        model="tiny",
+        source="tiny",
+        engine=ENGINE | engine,
+        gpus=0,
+        declared_env={"VLLM_LOG_STATS_INTERVAL": "5"},
+        cluster_env={},
+        log_dir=str(log_dir),
+    )
 
 
 def environment(claim: _Claim) -> dict[str, str]:
@@ -349,7 +351,7 @@ def test_killed_orchestrator_leaves_nothing_even_while_servers_come_up(tmp_path:
     code = (
         "import subprocess, sys, time\n"
         f"driver = subprocess.Popen([sys.executable, '-m', {MODULE!r}], stdin=subprocess.PIPE)\n"
-        f"driver.stdin.write({json.dumps(spec_of(claim, tmp_path, 2))!r}.encode() + b'\\n')\n"
+        f"driver.stdin.write({json.dumps(asdict(spec_of(claim, tmp_path, 2)))!r}.encode() + b'\\n')\n"
         "driver.stdin.flush()\n"
         "time.sleep(600)"
     )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,20 @@ MAX_ERROR_CHARS = 200
 MIN_PROMPTS = 1200  # a p99 needs 1,000 requests in the window
 MIN_PROMPTS_PER_CLIENT = 10
 COUNTED_REQUESTS_S = 45.0  # of a level in closed loop, seen on 2 slow cores; only estimates depend on it
+
+
+class Bench(TypedDict):
+    """What vLLM's client writes of a run, one element a request; what we read of it. `printed` reads its figures."""
+
+    duration: float  # s
+    start_times: list[float]  # s, on the machine's clock
+    ttfts: list[float]  # s; 0 without a token
+    itls: list[list[float]]  # s, between the events of each reply
+    input_lens: list[int]  # tokens
+    output_lens: list[int]
+    errors: list[str]  # "" where it succeeded
+    occupied: list[tuple[float, float]]  # s, sent and ended; of our worker, see vllm_bench_worker.py
+
 
 _CODES = {
     **dict.fromkeys(
@@ -195,7 +209,7 @@ class VllmBench(Client):
         directory: Path,
         shares: Sequence[_Share],
         facts: Sequence[Message],
-        benches: Sequence[Mapping[str, Any]],
+        benches: Sequence[Bench],
     ) -> Measurement:
         """Of what the processes told (`facts`) and their clients wrote (`benches`); writes `samples.parquet`.
 
@@ -254,19 +268,19 @@ def steady_window(sent_s: Sequence[np.ndarray], num_clients: Sequence[int] | Non
     return all_sent_s, min(float(sent[-1]) for sent in sent_s)
 
 
-def in_flight_mean(benches: Sequence[Mapping[str, Any]], start_s: float, end_s: float) -> float:
+def in_flight_mean(benches: Sequence[Bench], start_s: float, end_s: float) -> float:
     """Time-average number of clients that waited for the end of a reply between two times of the machine's clock."""
     occupied = np.array([span for bench in benches for span in bench["occupied"]])
     overlaps = np.minimum(occupied[:, 1], end_s) - np.maximum(occupied[:, 0], start_s)
     return float(np.maximum(overlaps, 0).sum()) / (end_s - start_s)
 
 
-def sample_rows(bench: Mapping[str, Any], index: int, asked: int) -> list[dict[str, Any]]:
+def sample_rows(bench: Bench, index: int, asked: int) -> list[dict[str, Any]]:
     """The client's own record of one process as rows of samples, `sent_at_s` still on the machine's clock."""
     rows = []
     ended_s = {sent_s: end_s for sent_s, end_s in bench["occupied"]}
-    columns = ("start_times", "ttfts", "itls", "input_lens", "output_lens", "errors")
-    for sent_s, ttft_s, gaps_s, num_input, num_output, error in zip(*(bench[name] for name in columns), strict=True):
+    columns = (bench["ttfts"], bench["itls"], bench["input_lens"], bench["output_lens"], bench["errors"])
+    for sent_s, ttft_s, gaps_s, num_input, num_output, error in zip(bench["start_times"], *columns, strict=True):
         row = {"sent_at_s": sent_s, "client_process": index, "ttft_ms": ttft_s * 1000 if ttft_s else None}
         if error or not ttft_s:  # an error may be empty; a reply without a token is none
             took_ms = (ended_s[sent_s] - sent_s) * 1000 if sent_s in ended_s else None

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -188,26 +188,48 @@ class ExistingService:
         return Probe(self._serve, self._applications[1]["route_prefix"])
 
 
+class _Deployment(TypedDict):
+    message: str
+
+
+class _Application(TypedDict, total=False):
+    """What Serve's REST API tells of an application; what we read of it."""
+
+    status: str
+    source: str  # "declarative": deployed by a config, as ours are; else by a program
+    message: str
+    deployments: Mapping[str, _Deployment]
+    deployed_app_config: Mapping[str, object] | None  # to be repeated, whatever is in it
+
+
+class _Details(TypedDict):
+    """Serve's answer on everything that runs in its cluster; what we read of it."""
+
+    applications: Mapping[str, _Application]
+    http_options: Mapping[str, object]  # empty: Serve does not run
+    proxy_location: str
+    target_capacity: float | None
+
+
 @dataclass(frozen=True)
 class _Dashboard:
     """Serve's REST API on the dashboard of a cluster."""
 
     address: Address
 
-    def details(self) -> Mapping[str, Any]:
+    def details(self) -> _Details:
         """Serve's answer on everything that runs there. Raises ServiceError."""
         text = self.request(_APPLICATIONS)
         try:
-            found: Mapping[str, Any] = json.loads(text)
+            found: _Details = json.loads(text)
             assert "applications" in found
         except (ValueError, AssertionError):
             raise ServiceError(f"{self.address.url}{_APPLICATIONS} is not Serve's API: {text[:200]!r}") from None
         return found
 
-    def applications(self) -> Mapping[str, Any]:
+    def applications(self) -> Mapping[str, _Application]:
         """Name to what Serve tells of it. Raises ServiceError."""
-        found: Mapping[str, Any] = self.details()["applications"]
-        return found
+        return self.details()["applications"]
 
     def check_room(self, names: Sequence[str]) -> None:
         """Raise ServiceError where a name is taken, or adding would disturb applications of others."""
@@ -254,7 +276,7 @@ class _Dashboard:
             except ServiceError as error:
                 text = str(error)
             else:
-                states = {name: found.get(name, {"status": "not there"}) for name in names}
+                states = {name: found.get(name, _Application(status="not there")) for name in names}
                 for name, state in states.items():
                     if state["status"] in _FAILED:
                         raise ServiceError(f"{name} is {state['status']}: {_messages(state)}")
@@ -285,8 +307,13 @@ class _Dashboard:
                 if not config or "<redacted>" in json.dumps(config):
                     raise ServiceError(f"the dashboard does not tell {name}'s config, which we would have to repeat")
                 declared.append(config)
-        body = {name: details[name] for name in ("http_options", "proxy_location", "target_capacity")}
-        self.request(_APPLICATIONS, "PUT", json.dumps(body | {"applications": change(declared)}).encode())
+        body = {
+            "http_options": details["http_options"],
+            "proxy_location": details["proxy_location"],
+            "target_capacity": details["target_capacity"],
+            "applications": change(declared),
+        }
+        self.request(_APPLICATIONS, "PUT", json.dumps(body).encode())
 
     def request(self, path: str, method: str = "GET", body: bytes | None = None) -> bytes:
         """The body of a 200. Raises ServiceError with what was answered instead."""
@@ -351,7 +378,7 @@ class _NoAliases(yaml.SafeDumper):
         return True
 
 
-def _messages(application: Mapping[str, Any]) -> str:
+def _messages(application: _Application) -> str:
     """Serve's own words on an application that failed."""
     deployments = application.get("deployments", {})
     told = [application["message"], *(f"{name}: {state['message']}" for name, state in deployments.items())]

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from orchestrator.application import (
     gpus_of_server,
     render_application,
 )
-from orchestrator.child import Child, Message
+from orchestrator.child import Child, Message, ServiceSpec
 from orchestrator.clusters.base import Cluster, ServiceName, Snapshot
 from orchestrator.clusters.flags import OURS
+from orchestrator.clusters.specs import RayServeSpec, VllmSpec
 from orchestrator.errors import ConfigError, ServiceError
 from orchestrator.kinds import Port
 from orchestrator.process import MARKER, client_environment, end_members, listener, uninterrupted
@@ -204,14 +205,14 @@ class _Claim:
 class _Driver:
     """The child process that is the service: `local_driver` (Ray Serve) or `vllm_driver`."""
 
-    def __init__(self, module: str, spec: Mapping[str, object], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, module: str, spec: ServiceSpec, env: Mapping[str, str], log: Path) -> None:
         self.child = Child(module, env, log, "the service's driver", ServiceError)
         self._spec = spec
 
     def start(self) -> None:
         """Start the process and send it the spec. Raises ServiceError when it ends at once."""
         self.child.start()
-        self.child.send(self._spec)
+        self.child.send(asdict(self._spec))
 
     def wait_ready(self, timeout_s: float, on_status: Callable[[str], None]) -> Mapping[str, Any]:
         """What the service really runs with. Raises ServiceError when it cannot be brought up."""
@@ -253,27 +254,34 @@ class _Driver:
 
 def _driver_spec(
     cluster: Local, config: ServiceConfig, claim: _Claim, ports: list[int], log_dir: Path
-) -> tuple[str, Mapping[str, object]]:
+) -> tuple[str, ServiceSpec]:
     """The module that runs the service, and the spec that it is sent."""
-    spec = {
-        "directory": str(claim.directory),
-        "declared_env": config.profile.env,
-        "cluster_env": cluster.settings_env(config),
-        "log_dir": str(log_dir),
-    }
-    server = config.workload.server
+    directory, settings, server = str(claim.directory), cluster.settings_env(config), config.workload.server
     if server is not None:
-        named = {"model": server["model"], "source": server["source"], "engine": server["engine"]}
-        return "orchestrator.clusters.vllm_driver", spec | named | {"ports": ports, "gpus": gpus_of_server(server)}
-    return "orchestrator.clusters.local_driver", spec | {
-        "num_cpus": cluster.num_cpus,
-        "num_gpus": cluster.num_gpus,
-        "metrics_export_port": claim.base_port + 6,
-        "serve_config": render_service(config, ports[0]),
-        "http_port": ports[0],
-        "ready_url": f"http://127.0.0.1:{ports[0]}{config.workload.ready_path}",
-        "engine": engine_arguments(config),
-    }
+        return "orchestrator.clusters.vllm_driver", VllmSpec(
+            directory=directory,
+            log_dir=str(log_dir),
+            declared_env=config.profile.env,
+            cluster_env=settings,
+            model=server["model"],
+            source=server["source"],
+            engine=server["engine"],
+            ports=ports,
+            gpus=gpus_of_server(server),
+        )
+    return "orchestrator.clusters.local_driver", RayServeSpec(
+        directory=directory,
+        log_dir=str(log_dir),
+        declared_env=config.profile.env,
+        cluster_env=settings,
+        num_cpus=cluster.num_cpus,
+        num_gpus=cluster.num_gpus,
+        metrics_export_port=claim.base_port + 6,
+        serve_config=render_service(config, ports[0]),
+        http_port=ports[0],
+        ready_url=f"http://127.0.0.1:{ports[0]}{config.workload.ready_path}",
+        engine=engine_arguments(config),
+    )
 
 
 def render_service(config: ServiceConfig, http_port: int | None) -> dict[str, object]:

@@ -21,33 +21,34 @@ from orchestrator import provenance
 from orchestrator.child import be_service
 from orchestrator.clusters.base import ENGINE_KIND, REPLICA_KIND, ActorState, Snapshot
 from orchestrator.clusters.engine import arrived
+from orchestrator.clusters.specs import RayServeSpec
 from orchestrator.process import listener, process_id
 from orchestrator.waiting import poll
 from workloads.probe import readback
 
 
 def main() -> NoReturn:
-    be_service(_bring_up, _snapshot)
+    be_service(RayServeSpec, _bring_up, _snapshot)
 
 
-def _bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> Mapping[str, object]:
+def _bring_up(spec: RayServeSpec, on_status: Callable[[str], None]) -> Mapping[str, object]:
     on_status("starting Ray")
     ray.init(
         address="local",  # never a cluster that happens to run here
-        num_cpus=spec["num_cpus"],
-        num_gpus=spec["num_gpus"],
+        num_cpus=spec.num_cpus,
+        num_gpus=spec.num_gpus,
         include_dashboard=False,
         log_to_driver=False,
-        _temp_dir=spec["directory"],
-        _metrics_export_port=spec["metrics_export_port"],
+        _temp_dir=spec.directory,
+        _metrics_export_port=spec.metrics_export_port,
     )
-    config = ServeDeploySchema.model_validate(spec["serve_config"])
+    config = ServeDeploySchema.model_validate(spec.serve_config)
     client = serve_start(
         http_options=config.http_options.model_dump(), proxy_location=config.proxy_location, grpc_options=None
     )
     client.deploy_apps(config)
     _wait_running(config.applications[0].name, on_status)
-    _wait_for_reply(spec["ready_url"], on_status)
+    _wait_for_reply(spec.ready_url, on_status)
     return _effective(spec)
 
 
@@ -98,23 +99,21 @@ def _wait_for_reply(url: str, on_status: Callable[[str], None]) -> None:
             on_status(f"waiting for the first reply: {error}")
 
 
-def _snapshot(spec: Mapping[str, Any]) -> Mapping[str, object]:
+def _snapshot(spec: RayServeSpec) -> Mapping[str, object]:
     """Which Serve actors live now, who listens, and whether Serve itself calls the application healthy."""
     name = _application(spec)
     actors = [ActorState(**actor) for actor in readback.actors(name)]
     actors += [engine for actor in actors if actor.kind == REPLICA_KIND for engine in _engines(actor, spec)]
-    return asdict(Snapshot(actors=actors, listener=listener(spec["http_port"]), unhealthy=readback.unhealthy(name)))
+    return asdict(Snapshot(actors=actors, listener=listener(spec.http_port), unhealthy=readback.unhealthy(name)))
 
 
-def _application(spec: Mapping[str, Any]) -> str:
-    name = spec["serve_config"]["applications"][0]["name"]
-    assert isinstance(name, str)
-    return name
+def _application(spec: RayServeSpec) -> str:
+    return str(ServeDeploySchema.model_validate(spec.serve_config).applications[0].name)
 
 
-def _engines(replica: ActorState, spec: Mapping[str, Any]) -> list[ActorState]:
+def _engines(replica: ActorState, spec: RayServeSpec) -> list[ActorState]:
     """The processes in which vLLM runs the model of a replica, as if they were actors of their own."""
-    if spec.get("engine") is None:
+    if spec.engine is None:
         return []
     try:
         children = psutil.Process(replica.pid).children(recursive=True)
@@ -125,7 +124,7 @@ def _engines(replica: ActorState, spec: Mapping[str, Any]) -> list[ActorState]:
                 name=f"{replica.name}-engine",
                 kind=ENGINE_KIND,
                 pid=engine.pid,
-                log=f"{spec['log_dir']} (worker-*-{replica.pid}.err.log, replica_*.log)",
+                log=f"{spec.log_dir} (worker-*-{replica.pid}.err.log, replica_*.log)",
             )
             for engine in engines
         ]
@@ -133,20 +132,20 @@ def _engines(replica: ActorState, spec: Mapping[str, Any]) -> list[ActorState]:
         return []
 
 
-def _effective(spec: Mapping[str, Any]) -> Mapping[str, object]:
+def _effective(spec: RayServeSpec) -> Mapping[str, object]:
     """What the live service really runs with. Raises RuntimeError when something declared did not arrive."""
-    declared: dict[str, str] = spec["declared_env"]
+    declared = dict(spec.declared_env)
     actors = readback.actors(_application(spec))
     handles = [ray.get_actor(actor["name"], namespace="serve") for actor in actors]
     reports = ray.get(
         [handle.__ray_call__.remote(readback.reporter()) for handle in handles],
         timeout=readback.ACTOR_ANSWER_TIMEOUT_S,
     )
-    told = readback.summary(actors, reports, declared, spec["cluster_env"] | declared)
+    told = readback.summary(actors, reports, declared, {**spec.cluster_env, **declared})
     return {
         "declared_env": declared,
-        **arrived(told, spec["engine"]),
-        "listener": listener(spec["http_port"]),
+        **arrived(told, spec.engine),
+        "listener": listener(spec.http_port),
         "versions": {
             "python": platform.python_version(),
             "ray_commit": ray.__commit__,

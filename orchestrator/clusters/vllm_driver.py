@@ -34,6 +34,7 @@ from orchestrator import provenance
 from orchestrator.child import be_service
 from orchestrator.clusters.base import ENGINE_KIND, ActorState, Snapshot
 from orchestrator.clusters.engine import declared_differences, engine_settings
+from orchestrator.clusters.specs import VllmSpec
 from orchestrator.process import die_with_parent, listener, process_id, reportable
 from workloads.llm import tiny
 
@@ -57,12 +58,12 @@ class _Server:
 def main() -> NoReturn:
     servers: list[_Server] = []
 
-    def bring_up(spec: Mapping[str, Any], on_status: Callable[[str], None]) -> Mapping[str, object]:
+    def bring_up(spec: VllmSpec, on_status: Callable[[str], None]) -> Mapping[str, object]:
         _start(spec, servers)
-        _wait_ready(servers, spec["model"], on_status)
+        _wait_ready(servers, spec.model, on_status)
         return _effective(spec, servers)
 
-    be_service(bring_up, lambda spec: _snapshot(spec, servers), lambda: _ask_to_end(servers))
+    be_service(VllmSpec, bring_up, lambda spec: _snapshot(spec, servers), lambda: _ask_to_end(servers))
 
 
 def flags(engine: Mapping[str, Any]) -> list[str]:
@@ -92,31 +93,31 @@ def placement(num_servers: int, gpus: int, visible: Sequence[str], num_cores: in
     return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * gpus : (i + 1) * gpus])} for i in range(num_servers)]
 
 
-def _start(spec: Mapping[str, Any], servers: list[_Server]) -> None:
+def _start(spec: VllmSpec, servers: list[_Server]) -> None:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     here = range(len(provenance.host()["gpus"])) if chosen is None else filter(None, chosen.split(","))
     num_cores = len(os.sched_getaffinity(0))
-    places = placement(len(spec["ports"]), spec["gpus"], [str(gpu) for gpu in here], num_cores)
+    places = placement(len(spec.ports), spec.gpus, [str(gpu) for gpu in here], num_cores)
     ours = {
         "VLLM_SERVER_DEV_MODE": "1",
-        "TMPDIR": spec["directory"],  # its sockets go with the service
+        "TMPDIR": spec.directory,  # its sockets go with the service
         "SPT_NOENV": "1",  # else an engine's title overwrites its environment, and with it the service's marker
     }
-    if spec["source"] == tiny.NAME:
+    if spec.source == tiny.NAME:
         ours["HF_HUB_OFFLINE"] = "1"
-    source = tiny.resolve(spec["source"])
-    for index, (port, place) in enumerate(zip(spec["ports"], places, strict=True)):
+    source = tiny.resolve(spec.source)
+    for index, (port, place) in enumerate(zip(spec.ports, places, strict=True)):
         # The `vllm` command looks up the distribution name `vllm`, which its CPU build does not have.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--model", source, "--served-model-name", spec["model"]]
-        command += ["--disable-uvicorn-access-log", *flags(spec["engine"])]
-        log = Path(spec["log_dir"]) / f"server-{index}.log"
+        command += ["--port", str(port), "--model", source, "--served-model-name", spec.model]
+        command += ["--disable-uvicorn-access-log", *flags(spec.engine)]
+        log = Path(spec.log_dir) / f"server-{index}.log"
         with log.open("wb") as output:
             output.write(f"{shlex.join(command)}\n".encode())
             output.flush()
             process = subprocess.Popen(
                 command,
-                env=os.environ | ours | place | spec["cluster_env"] | spec["declared_env"],
+                env={**os.environ, **ours, **place, **spec.cluster_env, **spec.declared_env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -203,12 +204,12 @@ def _lines(log: Path) -> list[str]:
     return [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
 
 
-def _snapshot(spec: Mapping[str, Any], servers: Sequence[_Server]) -> Mapping[str, object]:
+def _snapshot(spec: VllmSpec, servers: Sequence[_Server]) -> Mapping[str, object]:
     """Which servers and engine processes live now, who listens, and which servers are not healthy."""
     actors = [actor for server in servers for actor in _actors(server)]
     with ThreadPoolExecutor(len(servers)) as pool:
         unhealthy = [trouble for trouble in pool.map(_trouble, servers) if trouble]
-    return asdict(Snapshot(actors=actors, listener=listener(spec["ports"][0]), unhealthy=unhealthy))
+    return asdict(Snapshot(actors=actors, listener=listener(spec.ports[0]), unhealthy=unhealthy))
 
 
 def _actors(server: _Server) -> list[ActorState]:
@@ -230,12 +231,12 @@ def _actors(server: _Server) -> list[ActorState]:
     return found
 
 
-def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> Mapping[str, object]:
+def _effective(spec: VllmSpec, servers: Sequence[_Server]) -> Mapping[str, object]:
     """What the live servers really run with, read back from each.
 
     Raises RuntimeError when a declared variable or engine argument did not arrive, or two servers differ.
     """
-    declared: dict[str, str] = spec["cluster_env"] | spec["declared_env"]
+    declared = {**spec.cluster_env, **spec.declared_env}
     wrong: list[str] = []
     environments = [psutil.Process(server.process.pid).environ() for server in servers]
     engines = [
@@ -251,7 +252,7 @@ def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> Mapping[s
                 for name, value in declared.items()
                 if env.get(name) != value
             ),
-            *declared_differences(spec["engine"], engine),
+            *declared_differences(spec.engine, engine),
             *(
                 f"{name} is {engine.get(name)}, {servers[0].name} has {engines[0].get(name)}"
                 for name in sorted(engine.keys() | engines[0].keys())
@@ -263,7 +264,7 @@ def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> Mapping[s
         logs = ", ".join(str(server.log) for server in servers)
         raise RuntimeError("what was declared did not reach every vLLM server:\n" + "\n".join(wrong) + f"\nLog: {logs}")
     return {
-        "declared_env": spec["declared_env"],
+        "declared_env": spec.declared_env,
         "actors": [
             {
                 "name": server.name,
@@ -278,7 +279,7 @@ def _effective(spec: Mapping[str, Any], servers: Sequence[_Server]) -> Mapping[s
         "flag_effects": {},
         "consequences": {},
         "warnings": [],
-        "listener": listener(spec["ports"][0]),
+        "listener": listener(spec.ports[0]),
         "versions": {"python": platform.python_version(), **provenance.package_versions()},
         "hardware": provenance.host(),
     }
