@@ -47,7 +47,10 @@ _HELPERS = "orchestrator.clusters."  # children of ours that are neither load no
 
 @dataclass(frozen=True)
 class CpuSeconds:
-    """CPU seconds in the window by role; those of the service are null where its processes cannot be told here."""
+    """CPU seconds in the window by role; those of the service are null where its processes cannot be told here.
+
+    The kernel counts them in ticks of 0.01 s a process, so a process that did less may read 0.
+    """
 
     client: Annotated[float, "the load generator's processes, s"]
     orchestrator: Annotated[float, "this process, its observers, and its helpers, s"]
