@@ -92,6 +92,7 @@ MEASURED = (
     "comparison.csv:*_value",
     "comparison.csv:*ratio",
     "comparison.csv:num_blocks",
+    "comparison.csv:confidence",  # follows how many cells have an interval
     "comparison.csv:verdict",
     "comparison.csv:reason",
     "looks.jsonl:*.points",
