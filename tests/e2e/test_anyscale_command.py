@@ -30,17 +30,20 @@ def when(service: Service, state: str) -> float:
 
 
 class Watched(LocalRay):
-    """Notes which service each request of the load went to."""
+    """Notes which service each request of the load went to, and where each of them ran.
+
+    A directory that is gone may be chosen again: its name is a free block of ports, drawn at random.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[str] = []
-        self.directories: set[Path] = set()
+        self.directories: dict[str, Path] = {}
 
     async def answer(self, request: web.Request, service: Service, version: Version) -> web.StreamResponse:
         if request.query.get("message", "").startswith("xx"):
             self.asked.append(service.name)
-        self.directories.add(self._up[version.id][0].directory)
+        self.directories[version.id] = self._up[version.id][0].directory
         return await super().answer(request, service, version)
 
 
@@ -142,7 +145,7 @@ def test_each_arm_ran_with_its_flags(on_ray: Done) -> None:
 def test_nothing_is_left(on_ray: Done) -> None:
     assert set(states(on_ray.cloud).values()) == {"TERMINATED"}
     assert len(on_ray.behind.directories) == 4
-    assert [path for path in on_ray.behind.directories if path.exists() or members(path)] == []
+    assert [path for path in on_ray.behind.directories.values() if path.exists() or members(path)] == []
     assert still_there(on_ray.folder) == []
     assert list((on_ray.folder / "tmp").iterdir()) == []
 
